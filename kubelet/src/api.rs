@@ -1,0 +1,89 @@
+//! The vocabulary every room shares: Kubernetes' own types under short names, pod identity, and the few derived
+//! facts (QoS class, phases) that several rooms must agree on. No I/O, no policy of a single room.
+
+pub use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume};
+use std::fmt;
+use std::sync::Arc;
+
+/// A pod's UID as the source gave it. For static pods it is derived from content and node name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    /// Wraps a UID. The text is not interpreted.
+    pub fn new(uid: &str) -> Self {
+        Self(uid.into())
+    }
+    /// The UID as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who a pod is: what names its sandbox, directories, cgroups and log lines.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodRef {
+    /// `metadata.uid`
+    pub uid: PodUid,
+    /// `metadata.namespace`
+    pub namespace: Arc<str>,
+    /// `metadata.name`, for static pods with the node's name behind it
+    pub name: Arc<str>,
+}
+
+impl PodRef {
+    /// The identity of `pod`; absent fields become empty text.
+    pub fn of(pod: &Pod) -> Self {
+        let m = &pod.metadata;
+        Self {
+            uid: PodUid::new(m.uid.as_deref().unwrap_or_default()),
+            namespace: m.namespace.as_deref().unwrap_or_default().into(),
+            name: m.name.as_deref().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// `name_namespace(uid)`, the form upstream uses in events and logs.
+impl fmt::Display for PodRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}({})", self.name, self.namespace, self.uid)
+    }
+}
+
+/// Where a pod came from: the value of the annotation `kubernetes.io/config.source`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// The manifest directory (`staticPodPath`).
+    File,
+    /// The manifest URL (`staticPodURL`).
+    Http,
+    /// The API server.
+    Api,
+}
+
+impl Origin {
+    /// The annotation's text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Origin::File => "file",
+            Origin::Http => "http",
+            Origin::Api => "api",
+        }
+    }
+}
+
+/// The pod's spec; a pod without one reads as the empty spec.
+pub fn spec(pod: &Pod) -> &PodSpec {
+    static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
+    pod.spec.as_ref().unwrap_or(&EMPTY)
+}

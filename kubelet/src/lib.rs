@@ -1,0 +1,27 @@
+//! The node agent as a library: every room, and `assemble`, the only module that knows them all.
+//!
+//! ```text
+//!  source/{file} ──SourceEvent──▶ world ──watch<Desired>──▶ pod actor ──▶ cri ──▶ containerd / CRI-O
+//!                                   ▲  (admits, one writer)    │  ▲
+//!                    Stop{why,grace}┘                          │  └──Observed{seq}── pleg ◀── runtime events,
+//!                                                       Report ▼                           relist on demand
+//!                                                         status ──▶ /pods; metrics; later the API server
+//! ```
+//!
+//! The binary (`main.rs`) only parses the command line and hands over to [`assemble`].
+
+pub mod api;
+pub mod cgroup;
+pub mod config;
+pub mod event;
+pub mod image;
+pub mod log;
+pub mod metrics;
+pub mod pleg;
+pub mod pod;
+pub mod quantity;
+pub mod server;
+pub mod source;
+pub mod status;
+pub mod volume;
+pub mod world;
