@@ -82,6 +82,28 @@ impl Origin {
     }
 }
 
+/// `status.qosClass`: decides the pod's cgroup, its OOM score and the order of eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Qos {
+    /// Every container has CPU and memory limits equal to its requests.
+    Guaranteed,
+    /// Some request or limit, but not all of the above.
+    Burstable,
+    /// No CPU or memory request or limit at all.
+    BestEffort,
+}
+
+impl Qos {
+    /// The API's text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Qos::Guaranteed => "Guaranteed",
+            Qos::Burstable => "Burstable",
+            Qos::BestEffort => "BestEffort",
+        }
+    }
+}
+
 /// The pod's spec; a pod without one reads as the empty spec.
 pub fn spec(pod: &Pod) -> &PodSpec {
     static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
