@@ -17,6 +17,7 @@ pub mod event;
 pub mod image;
 pub mod log;
 pub mod metrics;
+pub mod mountinfo;
 pub mod pleg;
 pub mod pod;
 pub mod quantity;

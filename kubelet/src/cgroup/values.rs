@@ -1,0 +1,243 @@
+//! Values: what a node's and a pod's cgroup shall hold, and how each cgroup version spells it. Pure.
+//!
+//! Sources: the kernel's cgroup-v1 and cgroup-v2 documents for the files; the recorded behaviour of the stock agent
+//! for what is written at all; the shares-to-weight mapping is the OCI runtimes' linear one from 2…262144 to 1…10000.
+
+/// Fewest `cpu.shares` the kernel takes, and the share of pods that ask for no CPU.
+pub const MIN_SHARES: u64 = 2;
+/// Most `cpu.shares` the kernel takes.
+pub const MAX_SHARES: u64 = 262_144;
+/// `cpu.cfs_period_us` where none is given.
+pub const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// Limits of the cgroup that holds every pod. `None` leaves the kernel's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeValues {
+    /// From the node's allocatable CPU, see [`shares_of_milli`].
+    pub cpu_shares: Option<u64>,
+    /// Bytes: the node's memory less its reservations (the eviction threshold is not subtracted).
+    pub memory_limit: Option<i64>,
+    /// Tasks; negative for no limit.
+    pub pids_limit: Option<i64>,
+    /// Bytes per size of huge pages; sizes not named are left alone.
+    pub hugetlb: Vec<HugetlbLimit>,
+}
+
+/// Limits of one pod's cgroup. `None` leaves the kernel's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodValues {
+    /// v1 scale, 2…262144; on v2 converted to a weight.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds per period; zero or less for no limit.
+    pub cpu_quota_us: Option<i64>,
+    /// Microseconds.
+    pub cpu_period_us: Option<u64>,
+    /// Bytes; negative for no limit; zero is no value and leaves the kernel's default.
+    pub memory_limit: Option<i64>,
+    /// Tasks; zero or less for no limit.
+    pub pids_limit: Option<i64>,
+    /// Bytes per size of huge pages. Sizes the kernel has and that are not named get a limit of nothing.
+    pub hugetlb: Vec<HugetlbLimit>,
+}
+
+/// A limit of huge pages of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HugetlbLimit {
+    /// As in the file's name: `2MB`, `1GB`.
+    pub page_size: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl From<&NodeValues> for PodValues {
+    fn from(n: &NodeValues) -> Self {
+        Self {
+            cpu_shares: n.cpu_shares,
+            memory_limit: n.memory_limit,
+            pids_limit: n.pids_limit,
+            hugetlb: n.hugetlb.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+/// One write into a cgroup's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The controller whose hierarchy holds the file.
+    pub controller: &'static str,
+    /// The file's name.
+    pub file: String,
+    /// The text to write.
+    pub value: String,
+}
+
+impl Write {
+    fn new(controller: &'static str, file: impl Into<String>, value: impl ToString) -> Self {
+        Self { controller, file: file.into(), value: value.to_string() }
+    }
+}
+
+/// `cpu.shares` for a CPU request: 1024 a core, rounded down, within the kernel's bounds.
+pub fn shares_of_milli(milli_cpu: u64) -> u64 {
+    (milli_cpu.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// `cpu.weight` for `cpu.shares`.
+pub fn weight_of_shares(shares: u64) -> u64 {
+    let shares = shares.clamp(MIN_SHARES, MAX_SHARES);
+    1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
+}
+
+/// How cgroup v1 spells `values`. The period stands before the quota, which the kernel checks against it.
+pub fn v1(values: &PodValues) -> Vec<Write> {
+    let mut w = Vec::new();
+    if let Some(limit) = values.memory_limit.filter(|limit| *limit != 0) {
+        w.push(Write::new("memory", "memory.limit_in_bytes", limit.max(-1)));
+    }
+    if let Some(shares) = values.cpu_shares {
+        w.push(Write::new("cpu", "cpu.shares", shares.clamp(MIN_SHARES, MAX_SHARES)));
+    }
+    if let Some(period) = values.cpu_period_us {
+        w.push(Write::new("cpu", "cpu.cfs_period_us", period));
+    }
+    if let Some(quota) = values.cpu_quota_us {
+        w.push(Write::new("cpu", "cpu.cfs_quota_us", if quota > 0 { quota } else { -1 }));
+    }
+    if let Some(limit) = values.pids_limit {
+        w.push(Write::new("pids", "pids.max", max_or(limit)));
+    }
+    for h in &values.hugetlb {
+        w.push(Write::new("hugetlb", format!("hugetlb.{}.limit_in_bytes", h.page_size), h.bytes));
+    }
+    w
+}
+
+/// How cgroup v2 spells `values`.
+pub fn v2(values: &PodValues) -> Vec<Write> {
+    let mut w = Vec::new();
+    if let Some(limit) = values.memory_limit.filter(|limit| *limit != 0) {
+        w.push(Write::new("memory", "memory.max", max_or(limit)));
+    }
+    if let Some(shares) = values.cpu_shares {
+        w.push(Write::new("cpu", "cpu.weight", weight_of_shares(shares)));
+    }
+    if values.cpu_quota_us.is_some() || values.cpu_period_us.is_some() {
+        let quota = max_or(values.cpu_quota_us.unwrap_or(-1));
+        let period = values.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
+        w.push(Write::new("cpu", "cpu.max", format!("{quota} {period}")));
+    }
+    if let Some(limit) = values.pids_limit {
+        w.push(Write::new("pids", "pids.max", max_or(limit)));
+    }
+    for h in &values.hugetlb {
+        w.push(Write::new("hugetlb", format!("hugetlb.{}.max", h.page_size), h.bytes));
+    }
+    w
+}
+
+/// `hugetlb` for a pod: what it asks for, and nothing of the other sizes the kernel has.
+pub fn hugetlb_of_pod(asked: &[HugetlbLimit], kernel_sizes: &[String]) -> Vec<HugetlbLimit> {
+    let mut all = asked.to_vec();
+    for size in kernel_sizes {
+        if !asked.iter().any(|h| h.page_size == *size) {
+            all.push(HugetlbLimit { page_size: size.clone(), bytes: 0 });
+        }
+    }
+    all
+}
+
+fn max_or(limit: i64) -> String {
+    if limit > 0 { limit.to_string() } else { "max".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_weights_are_those_recorded() {
+        // The last column: cgroupv2/cgroupfs.json.
+        for (milli, shares, weight) in [
+            (0, 2, 1),
+            (1, 2, 1),
+            (33, 33, 2),
+            (100, 102, 4),
+            (1500, 1536, 59),
+            (3000, 3072, 118),
+            (4000, 4096, 157),
+        ] {
+            assert_eq!(shares_of_milli(milli), shares, "{milli}m");
+            assert_eq!(weight_of_shares(shares), weight, "{milli}m");
+        }
+        assert_eq!(shares_of_milli(u64::MAX), MAX_SHARES);
+        assert_eq!(weight_of_shares(u64::MAX), 10_000);
+        assert_eq!(weight_of_shares(0), 1);
+    }
+
+    fn spelled(writes: &[Write]) -> Vec<String> {
+        writes.iter().map(|w| format!("{}/{}={}", w.controller, w.file, w.value)).collect()
+    }
+
+    #[test]
+    fn each_version_spells_the_same_values_its_own_way() {
+        let values = PodValues {
+            cpu_shares: Some(204),
+            cpu_quota_us: Some(20_000),
+            cpu_period_us: Some(100_000),
+            memory_limit: Some(134_217_728),
+            pids_limit: Some(100),
+            hugetlb: vec![HugetlbLimit { page_size: "2MB".into(), bytes: 4 << 20 }],
+        };
+        assert_eq!(
+            spelled(&v1(&values)),
+            [
+                "memory/memory.limit_in_bytes=134217728",
+                "cpu/cpu.shares=204",
+                "cpu/cpu.cfs_period_us=100000",
+                "cpu/cpu.cfs_quota_us=20000",
+                "pids/pids.max=100",
+                "hugetlb/hugetlb.2MB.limit_in_bytes=4194304",
+            ]
+        );
+        assert_eq!(
+            spelled(&v2(&values)),
+            [
+                "memory/memory.max=134217728",
+                "cpu/cpu.weight=8",
+                "cpu/cpu.max=20000 100000",
+                "pids/pids.max=100",
+                "hugetlb/hugetlb.2MB.max=4194304",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_limit_is_minus_one_or_max_and_nothing_given_writes_nothing() {
+        let none = PodValues {
+            cpu_quota_us: Some(-1),
+            memory_limit: Some(-1),
+            pids_limit: Some(-1),
+            ..PodValues::default()
+        };
+        assert_eq!(
+            spelled(&v1(&none)),
+            ["memory/memory.limit_in_bytes=-1", "cpu/cpu.cfs_quota_us=-1", "pids/pids.max=max"]
+        );
+        assert_eq!(
+            spelled(&v2(&none)),
+            ["memory/memory.max=max", "cpu/cpu.max=max 100000", "pids/pids.max=max"]
+        );
+        assert!(v1(&PodValues::default()).is_empty() && v2(&PodValues::default()).is_empty());
+    }
+
+    #[test]
+    fn huge_pages_not_asked_for_are_denied() {
+        let asked = [HugetlbLimit { page_size: "2MB".into(), bytes: 8 }];
+        let all = hugetlb_of_pod(&asked, &["2MB".into(), "1GB".into()]);
+        assert_eq!(
+            all.iter().map(|h| (h.page_size.as_str(), h.bytes)).collect::<Vec<_>>(),
+            [("2MB", 8), ("1GB", 0)]
+        );
+    }
+}
