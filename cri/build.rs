@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
+        // The client brings its own connection (`link`): tonic's transport stays out of the binary.
+        .build_transport(false)
         // Ordered maps: what is sent and recorded is the same bytes every time.
         .btree_map(".")
         .compile_fds_with_config(descriptors, prost)?;
