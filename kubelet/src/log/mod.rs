@@ -1,1 +1,23 @@
-//! Placeholder until the room lands.
+//! Container logs on the node: where they lie, the links that log collectors follow, and reading them back.
+//!
+//! The runtime writes the files (CRI log format); `pod` asks for paths and makes directories and links, garbage
+//! collection asks for what lies around, `server` reads and follows through [`Reader`]. Rotation is not done here yet:
+//! a file grows until its pod goes.
+//!
+//! This room never talks to the runtime and never decides whether a pod or container is still wanted. All directories
+//! are parameters, so a test passes a tempdir.
+
+mod decode;
+mod follow;
+mod path;
+mod tail;
+mod watch;
+
+pub use decode::{Decoder, Filter, Stream};
+pub use follow::{ReadError, ReadOptions, Reader};
+pub use path::{
+    CONTAINER_LOGS_DIR, LogPathError, PodLogDir, container_log_dir, container_log_path, create_link,
+    find_pod_log_dirs, link_path, pod_log_dir, relative_log_path, remove_dangling_links, remove_links,
+    remove_pod_logs,
+};
+pub use watch::Watcher;

@@ -4,12 +4,15 @@ use super::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+/// A sample's name, its labels with their values, and its value.
+type Sample = (String, Vec<(String, String)>, f64);
+
 /// A family as a scraper would see it.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     kind: String,
     help: bool,
-    samples: Vec<(String, Vec<(String, String)>, f64)>,
+    samples: Vec<Sample>,
 }
 
 /// Reads the text format strictly: header before samples, one block per family, quoted and escaped label values.
@@ -40,7 +43,7 @@ fn parse(page: &str) -> BTreeMap<String, Seen> {
     families
 }
 
-fn sample(line: &str) -> (String, Vec<(String, String)>, f64) {
+fn sample(line: &str) -> Sample {
     let name_end = line.find(['{', ' ']).unwrap();
     let (name, mut rest) = line.split_at(name_end);
     let mut labels = Vec::new();

@@ -1,0 +1,506 @@
+//! Reading a container's log, to its end or on and on while the container runs.
+//!
+//! What the follower does between two looks at the file:
+//!
+//! ```text
+//!        ┌────────── bytes ───────────┐
+//!        ▼                            │
+//!  sample "has exited", mark ticks ─▶ read ──end of file──▶ another file at the path, with content? ─yes─▶ read the
+//!        ▲                                                     │no                            old one to its end once
+//!        └── tick of the directory or the container's exit ◀─no─ exited? ─yes─▶ done           more, then the new one
+//! ```
+//!
+//! Rotation renames the file and makes the runtime open a new one at the same path. The runtime may still be writing
+//! to the old one when the new one appears, so the switch waits until the new one has content. No timer is involved;
+//! a test that sends no ticks and no exit would wait for ever.
+//!
+//! A reader that is not polled holds an open file and no buffer.
+
+use super::decode::{Decoder, Filter};
+use super::tail::tail_offset;
+use super::watch::{Watch, Watcher};
+use bytes::Bytes;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch as latest;
+
+/// How much of the file is read at once; also about how much one item of the reader can hold.
+const CHUNK: usize = 16 * 1024;
+
+/// What of the log to show.
+#[derive(Clone, Debug, Default)]
+pub struct ReadOptions {
+    /// Which records, and how.
+    pub filter: Filter,
+    /// Only the last lines of the file as it is at the beginning.
+    pub tail_lines: Option<u64>,
+    /// Go on until the container has exited and all was read.
+    pub follow: bool,
+}
+
+/// The log cannot be read (further).
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The path leads nowhere; upstream's words.
+    #[error("failed to try resolving symlinks in path {path:?}: {source}")]
+    Resolve {
+        /// The path asked for.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file cannot be opened; upstream's words.
+    #[error("failed to open log file {path:?}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Reading failed.
+    #[error("failed to read log file {path:?}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The directory cannot be watched for changes.
+    #[error("failed to watch for changes of log file {path:?}: {source}")]
+    Watch {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// One reading of one log.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    file: Arc<File>,
+    pos: u64,
+    decoder: Decoder,
+    /// The file that took the path's place; the current one is read to its end once more before it.
+    successor: Option<File>,
+    /// `None` when not following.
+    watch: Option<Watch>,
+    running: latest::Receiver<bool>,
+    reported_invalid: bool,
+    done: bool,
+}
+
+/// What a look at the path found, at the end of the current file.
+enum Look {
+    /// The current file, no shorter than what was read of it, or nothing.
+    Same,
+    /// The current file became shorter: it was emptied and begins anew.
+    Truncated,
+    /// Another file, and whether it has content.
+    Successor(File, bool),
+}
+
+impl Reader {
+    /// Opens the log at `path`. `running` tells whether the container still runs; `watcher` is needed to follow.
+    pub async fn open(
+        path: &Path,
+        options: ReadOptions,
+        running: latest::Receiver<bool>,
+        watcher: &Watcher,
+    ) -> Result<Self, ReadError> {
+        let (asked, tail) = (path.to_path_buf(), options.tail_lines);
+        let opened = blocking(move || open(&asked, tail)).await;
+        let failed = |source| ReadError::Open { path: path.to_path_buf(), source };
+        let (path, file, pos) = opened.map_err(failed)??;
+        let watch = if options.follow {
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            let failed = |source| ReadError::Watch { path: path.clone(), source };
+            Some(watcher.watch(dir).map_err(failed)?)
+        } else {
+            None
+        };
+        let decoder = Decoder::new(options.filter);
+        let file = Arc::new(file);
+        Ok(Self {
+            path,
+            file,
+            pos,
+            decoder,
+            successor: None,
+            watch,
+            running,
+            reported_invalid: false,
+            done: false,
+        })
+    }
+
+    /// The next piece of output, at most a few KiB more than what is read at once; `None` at the end. After an error
+    /// comes the end. Cancel-safe: nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+        while !self.done {
+            match self.step().await {
+                Ok(out) if out.is_empty() => {}
+                Ok(out) => return Some(Ok(out.into())),
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+
+    /// One read, and at the end of the file whatever comes next. Gives output, or nothing yet.
+    async fn step(&mut self) -> Result<Vec<u8>, ReadError> {
+        // Both before reading: what is written after an exit seen here is nothing, and what is written after a mark
+        // made here gives a tick.
+        let exited = self.running.has_changed().is_err() || !*self.running.borrow_and_update();
+        if let Some(watch) = &mut self.watch {
+            watch.mark();
+        }
+        let (file, pos) = (self.file.clone(), self.pos);
+        let chunk = blocking(move || {
+            let mut chunk = vec![0; CHUNK];
+            let read = file.read_at(&mut chunk, pos)?;
+            chunk.truncate(read);
+            io::Result::Ok(chunk)
+        });
+        let chunk = chunk.await.flatten().map_err(|source| self.read_error(source))?;
+        if !chunk.is_empty() {
+            return Ok(self.decode(&chunk));
+        }
+        if let Some(file) = self.successor.take() {
+            self.file = Arc::new(file);
+            self.pos = 0;
+            self.decoder.restart();
+        } else if self.watch.is_none() {
+            self.done = true;
+        } else {
+            self.at_end(exited).await?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// Following, everything read: the next file, the end, or a wait.
+    async fn at_end(&mut self, exited: bool) -> Result<(), ReadError> {
+        let (path, file, pos) = (self.path.clone(), self.file.clone(), self.pos);
+        let found = blocking(move || look(&path, &file, pos)).await.flatten();
+        match found.map_err(|source| self.read_error(source))? {
+            Look::Successor(file, has_content) if has_content || exited => self.successor = Some(file),
+            Look::Truncated => {
+                self.pos = 0;
+                self.decoder.restart();
+            }
+            _ if exited => self.done = true,
+            _ => {
+                let Some(watch) = &mut self.watch else { return Ok(()) };
+                tokio::select! {
+                    // Either way the loop looks again; a dropped sender reads as an exit there.
+                    _ = self.running.changed() => {}
+                    // Without its directory the log cannot go on. (The kernel says so only once nobody has a file
+                    // of it open, so normally the container's exit ends a removed log.)
+                    more = watch.tick() => self.done = !more,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, chunk: &[u8]) -> Vec<u8> {
+        self.pos += chunk.len() as u64;
+        let mut out = Vec::with_capacity(chunk.len());
+        self.decoder.push(chunk, &mut out);
+        self.done = self.decoder.is_full();
+        if self.decoder.invalid() > 0 && !self.reported_invalid {
+            self.reported_invalid = true;
+            tracing::warn!(path = %self.path.display(), "log has lines that are no CRI log records; they are skipped");
+        }
+        out
+    }
+
+    fn read_error(&self, source: io::Error) -> ReadError {
+        ReadError::Read { path: self.path.clone(), source }
+    }
+}
+
+/// Resolves and opens the log and finds where to begin.
+fn open(path: &Path, tail: Option<u64>) -> Result<(PathBuf, File, u64), ReadError> {
+    let failed = |source| ReadError::Resolve { path: path.to_path_buf(), source };
+    let path = path.canonicalize().map_err(failed)?;
+    let file = open_regular(&path).map_err(|source| ReadError::Open { path: path.clone(), source })?;
+    let pos = match tail {
+        None => 0,
+        Some(lines) => {
+            tail_offset(&file, lines).map_err(|source| ReadError::Read { path: path.clone(), source })?
+        }
+    };
+    Ok((path, file, pos))
+}
+
+/// Opens a regular file; anything else is refused, and a pipe without a writer does not block.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options().read(true).custom_flags(nonblock).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+}
+
+fn look(path: &Path, current: &File, pos: u64) -> io::Result<Look> {
+    let now = current.metadata()?;
+    if now.len() < pos {
+        return Ok(Look::Truncated);
+    }
+    let identity = |m: &Metadata| (m.dev(), m.ino());
+    match std::fs::metadata(path) {
+        Ok(at_path) if identity(&at_path) == identity(&now) => Ok(Look::Same),
+        Ok(_) => match open_regular(path) {
+            Ok(file) => {
+                let has_content = file.metadata()?.len() > 0;
+                Ok(Look::Successor(file, has_content))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Look::Same),
+            Err(e) => Err(e),
+        },
+        // Renamed away, and the runtime has not made the new one yet.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Look::Same),
+        Err(e) => Err(e),
+    }
+}
+
+/// Runs file work off the async workers. Fails when the runtime is shutting down.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::time::Duration;
+    use tempfile::TempDir;
+
+    /// A container's log as the runtime writes it.
+    struct Log {
+        dir: TempDir,
+        out: File,
+        running: latest::Sender<bool>,
+        watcher: Watcher,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let out = File::create(dir.path().join("0.log")).unwrap();
+            Self { dir, out, running: latest::Sender::new(true), watcher: Watcher::new().unwrap() }
+        }
+        fn path(&self) -> PathBuf {
+            self.dir.path().join("0.log")
+        }
+        fn line(&mut self, text: &str) {
+            writeln!(self.out, "2024-01-02T03:04:05Z stdout F {text}").unwrap();
+        }
+        /// What rotation does: rename, and make the runtime open a new file.
+        fn rename(&self, n: u32) {
+            std::fs::rename(self.path(), self.dir.path().join(format!("0.log.{n}"))).unwrap();
+        }
+        fn reopen(&self) -> File {
+            File::create(self.path()).unwrap()
+        }
+        async fn open(&self, follow: bool, tail_lines: Option<u64>) -> Reader {
+            let options = ReadOptions { follow, tail_lines, ..ReadOptions::default() };
+            Reader::open(&self.path(), options, self.running.subscribe(), &self.watcher).await.unwrap()
+        }
+    }
+
+    /// Reads until `want` characters came.
+    async fn take(reader: &mut Reader, want: usize) -> String {
+        let mut got = Vec::new();
+        while got.len() < want {
+            let next = tokio::time::timeout(Duration::from_secs(20), reader.next());
+            match next.await.expect("nothing came") {
+                Some(chunk) => got.extend_from_slice(&chunk.unwrap()),
+                None => break,
+            }
+        }
+        String::from_utf8(got).unwrap()
+    }
+
+    async fn rest(reader: &mut Reader) -> String {
+        take(reader, usize::MAX).await
+    }
+
+    #[tokio::test]
+    async fn a_log_is_read_to_its_end_while_the_container_runs() {
+        let mut log = Log::new();
+        log.line("one");
+        log.line("two");
+        assert_eq!(rest(&mut log.open(false, None).await).await, "one\ntwo\n");
+        assert_eq!(rest(&mut log.open(false, Some(1)).await).await, "two\n");
+        assert_eq!(rest(&mut log.open(false, Some(0)).await).await, "");
+    }
+
+    #[tokio::test]
+    async fn following_shows_what_is_written_and_ends_with_the_container() {
+        let mut log = Log::new();
+        log.line("before");
+        let mut reader = log.open(true, None).await;
+        assert_eq!(take(&mut reader, 7).await, "before\n");
+        log.line("after");
+        assert_eq!(take(&mut reader, 6).await, "after\n");
+        log.line("last");
+        log.running.send_replace(false);
+        assert_eq!(rest(&mut reader).await, "last\n");
+    }
+
+    #[tokio::test]
+    async fn following_waits_for_the_exit_when_nothing_is_written() {
+        let log = Log::new();
+        let mut reader = log.open(true, None).await;
+        let running = log.running.clone();
+        let reading = tokio::spawn(async move { rest(&mut reader).await });
+        while running.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!reading.is_finished());
+        running.send_replace(false);
+        assert_eq!(reading.await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_nobody_knows_any_more_has_exited() {
+        let mut log = Log::new();
+        log.line("x");
+        let mut reader = log.open(true, None).await;
+        drop(std::mem::replace(&mut log.running, latest::Sender::new(true)));
+        assert_eq!(rest(&mut reader).await, "x\n");
+    }
+
+    #[tokio::test]
+    async fn following_goes_on_across_rotations_and_loses_nothing() {
+        let mut log = Log::new();
+        log.line("one");
+        let mut reader = log.open(true, None).await;
+        assert_eq!(take(&mut reader, 4).await, "one\n");
+        for n in 0..5 {
+            log.rename(n);
+            log.line("to the renamed file");
+            assert_eq!(take(&mut reader, 20).await, "to the renamed file\n");
+            let fresh = log.reopen();
+            // The new file is there, the runtime has not switched yet.
+            log.line("still to the old one");
+            assert_eq!(take(&mut reader, 21).await, "still to the old one\n");
+            log.line("and again");
+            log.out = fresh;
+            log.line("to the new one");
+            assert_eq!(take(&mut reader, 25).await, "and again\nto the new one\n");
+        }
+        log.rename(9);
+        log.line("end");
+        log.running.send_replace(false);
+        assert_eq!(rest(&mut reader).await, "end\n");
+    }
+
+    #[tokio::test]
+    async fn a_rotation_just_before_the_exit_loses_nothing() {
+        let mut log = Log::new();
+        let mut reader = log.open(true, None).await;
+        log.line("old");
+        log.rename(0);
+        log.out = log.reopen();
+        log.line("new");
+        log.running.send_replace(false);
+        assert_eq!(rest(&mut reader).await, "old\nnew\n");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_emptied_begins_anew() {
+        let mut log = Log::new();
+        log.line("a rather long line");
+        let mut reader = log.open(true, None).await;
+        take(&mut reader, 19).await;
+        log.out.set_len(0).unwrap();
+        log.out = File::options().append(true).open(log.path()).unwrap();
+        log.line("new");
+        assert_eq!(take(&mut reader, 4).await, "new\n");
+    }
+
+    #[tokio::test]
+    async fn a_line_of_many_megabytes_passes_in_small_pieces() {
+        let mut log = Log::new();
+        let size = 8 << 20;
+        log.line(&"x".repeat(size));
+        let mut reader = log.open(false, None).await;
+        let (mut total, mut largest) = (0, 0);
+        while let Some(chunk) = reader.next().await {
+            let chunk = chunk.unwrap();
+            (total, largest) = (total + chunk.len(), largest.max(chunk.len()));
+        }
+        assert_eq!(total, size + 1);
+        assert!(largest <= 2 * CHUNK, "a piece of {largest} bytes");
+    }
+
+    #[tokio::test]
+    async fn following_ends_at_the_byte_limit() {
+        let mut log = Log::new();
+        log.line("0123456789");
+        let filter = Filter { limit_bytes: Some(4), ..Filter::default() };
+        let options = ReadOptions { filter, follow: true, tail_lines: None };
+        let running = log.running.subscribe();
+        let mut reader = Reader::open(&log.path(), options, running, &log.watcher).await.unwrap();
+        assert_eq!(rest(&mut reader).await, "0123");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_log_file_is_refused() {
+        let log = Log::new();
+        let open = async |path: PathBuf| {
+            Reader::open(&path, ReadOptions::default(), log.running.subscribe(), &log.watcher)
+                .await
+                .unwrap_err()
+                .to_string()
+        };
+        let missing = open(log.dir.path().join("none.log")).await;
+        assert!(missing.starts_with("failed to try resolving symlinks in path \"/"), "{missing}");
+        assert!(open(log.dir.path().to_path_buf()).await.ends_with("not a regular file"));
+        let pipe = log.dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open(pipe).await.ends_with("not a regular file"));
+    }
+
+    #[tokio::test]
+    async fn followers_share_one_watch_and_leave_none_behind() {
+        let mut log = Log::new();
+        let mut readers = Vec::new();
+        for _ in 0..200 {
+            readers.push(log.open(true, None).await);
+        }
+        assert_eq!(log.watcher.directories(), 1);
+        log.line("x");
+        for reader in &mut readers {
+            assert_eq!(take(reader, 2).await, "x\n");
+        }
+        drop(readers);
+        assert_eq!(log.watcher.directories(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_log_removed_while_followed_ends_with_the_container() {
+        let mut log = Log::new();
+        let path = log.dir.path().join("c");
+        std::fs::create_dir(&path).unwrap();
+        let file = path.join("0.log");
+        log.out = File::create(&file).unwrap();
+        log.line("x");
+        let options = ReadOptions { follow: true, ..ReadOptions::default() };
+        let running = log.running.subscribe();
+        let mut reader = Reader::open(&file, options, running, &log.watcher).await.unwrap();
+        assert_eq!(take(&mut reader, 2).await, "x\n");
+        log.line("y");
+        std::fs::remove_dir_all(&path).unwrap();
+        log.running.send_replace(false);
+        assert_eq!(rest(&mut reader).await, "y\n");
+    }
+}

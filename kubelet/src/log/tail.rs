@@ -1,0 +1,74 @@
+//! Where the last lines of a log begin, found from its end: only the tail is read, in blocks.
+//!
+//! Lines are the file's own: a line that the runtime split counts as often as it was split, as with upstream.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+const BLOCK: usize = 16 * 1024;
+
+/// The offset at which the last `lines` lines of `file` begin; a last line without its end counts. Blocks on the disk.
+pub fn tail_offset(file: &File, lines: u64) -> io::Result<u64> {
+    let size = file.metadata()?.len();
+    if lines == 0 || size == 0 {
+        return Ok(size);
+    }
+    let mut block = vec![0; BLOCK];
+    let mut end = size;
+    // The line feed that ends the file begins no line.
+    let mut ends_seen = 0;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK as u64);
+        let part = &mut block[..usize::try_from(end - start).unwrap_or(BLOCK)];
+        file.read_exact_at(part, start)?;
+        for (at, byte) in part.iter().enumerate().rev() {
+            let offset = start + at as u64;
+            if *byte != b'\n' || offset + 1 == size {
+                continue;
+            }
+            ends_seen += 1;
+            if ends_seen == lines {
+                return Ok(offset + 1);
+            }
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn tail(content: &[u8], lines: u64) -> Vec<u8> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        let at = tail_offset(&file, lines).unwrap();
+        content[usize::try_from(at).unwrap()..].to_vec()
+    }
+
+    #[rstest::rstest]
+    #[case(b"a\nb\nc\n", 0, b"")]
+    #[case(b"a\nb\nc\n", 1, b"c\n")]
+    #[case(b"a\nb\nc\n", 2, b"b\nc\n")]
+    #[case(b"a\nb\nc\n", 3, b"a\nb\nc\n")]
+    #[case(b"a\nb\nc\n", 9, b"a\nb\nc\n")]
+    #[case(b"a\nb\nc", 1, b"c")]
+    #[case(b"a\n\n\n", 2, b"\n\n")]
+    #[case(b"", 3, b"")]
+    #[case(b"\n", 1, b"\n")]
+    fn the_last_lines_begin_where_they_should(#[case] content: &[u8], #[case] n: u64, #[case] want: &[u8]) {
+        assert_eq!(tail(content, n), want);
+    }
+
+    #[test]
+    fn lines_are_found_across_blocks() {
+        let line = [vec![b'x'; 7000], vec![b'\n']].concat();
+        let content = line.repeat(20);
+        for n in 1..=21 {
+            assert_eq!(tail(&content, n).len(), line.len() * usize::try_from(n).unwrap().min(20));
+        }
+    }
+}
