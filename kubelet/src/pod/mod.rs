@@ -1,1 +1,3 @@
-//! Placeholder until the room lands.
+//! Pods: what each one's actor does and the pure rules it follows.
+
+pub mod translate;
