@@ -1,1 +1,36 @@
-//! placeholder
+//! The project's own tools as a library: what `cargo xtask`, the scripts in `hack/` and the end-to-end
+//! tests share.
+//!
+//! | module | for |
+//! | --- | --- |
+//! | [`runtime`] | a private containerd of any supported release, and cleaning up after it |
+//! | [`image`] | OCI images built locally and imported without a pull |
+//! | [`plugins`] | folders with CNI plugins |
+//! | [`build`] | binaries of this workspace |
+//! | [`proc`], [`tree`] | process identities, paths of the source tree |
+//!
+//! A test that needs a runtime:
+//!
+//! ```no_run
+//! # async fn test() -> anyhow::Result<()> {
+//! use xtask::runtime::{Network, Options, PrivateContainerd};
+//! use xtask::{build::Profile, plugins};
+//!
+//! let mut options = Options::from_env()?;
+//! options.network = Network::Bridge { plugins: plugins::ours(Profile::Dev)? };
+//! let containerd = PrivateContainerd::start(options).await?;
+//! println!("CRI at {}", containerd.endpoint());
+//! containerd.stop().await
+//! # }
+//! ```
+//!
+//! Production crates never depend on this one.
+
+mod apt;
+pub mod build;
+mod cmd;
+pub mod image;
+pub mod plugins;
+pub mod proc;
+pub mod runtime;
+pub mod tree;

@@ -1,1 +1,86 @@
-fn main() {}
+//! `cargo xtask`: the commands behind the scripts in `hack/`. Thin: it reads arguments and calls the
+//! library.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use xtask::image::Image;
+use xtask::runtime::{self, Flavour, Network, Oci, Options, PrivateContainerd};
+use xtask::{build, plugins};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Stevedore's own tools", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a private containerd in the foreground until Ctrl-C
+    Containerd {
+        /// debian (1.6), 1.7 or 2
+        #[arg(long, default_value = "debian")]
+        flavour: Flavour,
+        /// runc or crun
+        #[arg(long, default_value = "runc")]
+        oci: Oci,
+        /// Pod network: none, ours (this tree's plugins) or reference
+        #[arg(long, default_value = "none")]
+        network: String,
+    },
+    /// Remove what crashed tests left on this machine
+    Clean {
+        /// Also what belongs to tests that still run
+        #[arg(long)]
+        all: bool,
+    },
+    /// Write every image as a tar for runtimes other than containerd
+    Images {
+        /// The folder for the archives
+        dir: std::path::PathBuf,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Containerd { flavour, oci, network } => containerd(flavour, oci, &network).await,
+        Command::Clean { all } => clean(all),
+        Command::Images { dir } => images(&dir),
+    }
+}
+
+async fn containerd(flavour: Flavour, oci: Oci, network: &str) -> Result<()> {
+    let mut options = Options::new(flavour, oci);
+    options.images = Image::ALL.to_vec();
+    options.network = match network {
+        "none" => Network::None,
+        "ours" => Network::Bridge { plugins: plugins::ours(build::Profile::Dev)? },
+        "reference" => Network::Bridge { plugins: plugins::reference()? },
+        other => anyhow::bail!("--network {other:?}: expected none, ours or reference"),
+    };
+    let containerd = PrivateContainerd::start(options).await?;
+    eprintln!("containerd {} with {oci}: {}", containerd.installed().version, containerd.endpoint());
+    eprintln!("log {}, ctr {}", containerd.log().display(), containerd.installed().ctr().display());
+    tokio::signal::ctrl_c().await.context("wait for Ctrl-C")?;
+    containerd.stop().await
+}
+
+fn clean(all: bool) -> Result<()> {
+    let (swept, problems) = runtime::sweep_dead(all)?;
+    for dir in &swept {
+        eprintln!("removed {}", dir.display());
+    }
+    anyhow::ensure!(problems.is_empty(), "not everything went: {}", problems.join("; "));
+    Ok(())
+}
+
+fn images(dir: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for image in Image::ALL {
+        let path = dir.join(format!("{}.tar", image.short_name()));
+        image.build()?.write_archive(&path)?;
+        eprintln!("{image} -> {}", path.display());
+    }
+    Ok(())
+}
