@@ -85,7 +85,15 @@ pub fn load(args: impl IntoIterator<Item = String>) -> Result<Command, Vec<Confi
             &mut Decoder { origin: Origin::Flags, zero_is_absent: false, errors: &mut errors },
         );
     }
-    let path = |text: &'_ str| (!text.is_empty()).then(|| Path::new(text).to_owned());
+    for dir in [&mut own.root_dir, &mut own.cert_dir] {
+        // Both are handed to the runtime or kept while directories change: a relative one would lose its meaning.
+        if let Ok(absolute) = std::path::absolute(dir.as_str())
+            && !dir.is_empty()
+        {
+            *dir = absolute.display().to_string();
+        }
+    }
+    let path = |text: &str| (!text.is_empty()).then(|| Path::new(text).to_owned());
     let document = file::read(path(&own.config).as_deref(), path(&own.config_dir).as_deref(), &mut errors);
     if !errors.is_empty() {
         // Rules about the whole would only repeat what is wrong with the parts.

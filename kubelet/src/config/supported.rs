@@ -64,11 +64,11 @@ const FIELDS: &[(&str, Status)] = &[
     ("rotateCertificates", NotYet(CSR)),
     ("serverTLSBootstrap", NotYet(CSR)),
     ("authentication.x509.clientCAFile", Supported),
-    // The values that need an API server are refused by `access`, which knows whether they were asked for.
-    ("authentication.webhook.enabled", Supported),
+    // The defaults of this and of the mode need an API server: `access` refuses them where they were asked for.
+    ("authentication.webhook.enabled", Only(&["false"], API)),
     ("authentication.webhook.cacheTTL", NotYet(API)),
     ("authentication.anonymous.enabled", Supported),
-    ("authorization.mode", Supported),
+    ("authorization.mode", Only(&["\"AlwaysAllow\""], API)),
     ("authorization.webhook", NotYet(API)),
     ("registryPullQPS", NotYet("the rate of image pulls is not limited yet")),
     ("registryBurst", NotYet("the rate of image pulls is not limited yet")),
@@ -342,6 +342,53 @@ mod tests {
         });
         rows.retain(|row| !used.contains(row));
         assert_eq!(rows, [""; 0], "rows without a field");
+    }
+
+    /// The tables of `docs/configuration.md`.
+    fn page() -> String {
+        use std::fmt::Write;
+        let usual = {
+            let mut config = KubeletConfiguration::default();
+            crate::config::defaults::complete(&mut config, Some(&Node::Null), &Default::default());
+            tree(&config)
+        };
+        let status = |status: Status| match status {
+            Supported => "yes".to_owned(),
+            Only(values, why) => format!("default and `{}`: {why}", values.join("`, `")),
+            NotYet(why) => format!("default only: {why}"),
+            Noted(why) => format!("accepted: {why}"),
+        };
+        let shown = |value: &Value| if is_empty(value) { String::new() } else { format!("`{value}`") };
+        let mut text = String::from("| field | flag | default | supported |\n| --- | --- | --- | --- |\n");
+        leaves(KubeletConfiguration::fields(), "", &mut |path, field| {
+            let flag = flag_of(&path).map(|f| format!("`--{f}`")).unwrap_or_default();
+            let (doc, default) = (field.doc.trim(), shown(at(&usual, &path)));
+            writeln!(text, "| `{path}`: {doc} | {flag} | {default} | {} |", status(status_of(&path)))
+                .unwrap();
+        });
+        text.push_str("\n| flag without a field | default | supported |\n| --- | --- | --- |\n");
+        let own = tree(&Flags::default());
+        leaves(Flags::fields(), "", &mut |name, field| {
+            let row = FLAGS.iter().find(|(row, _)| *row == name).unwrap();
+            let default = shown(own.get(&name).unwrap_or(&Value::Null));
+            writeln!(text, "| `--{name}`: {} | {default} | {} |", field.doc.trim(), status(row.1)).unwrap();
+        });
+        text
+    }
+
+    #[test]
+    fn the_page_of_settings_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (begin, end) = ("<!-- tables: begin -->\n", "<!-- tables: end -->\n");
+        let (before, rest) = text.split_once(begin).unwrap();
+        let (_, after) = rest.split_once(end).unwrap();
+        let wanted = format!("{before}{begin}{}{end}{after}", page());
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, wanted).unwrap();
+        } else {
+            assert!(text == wanted, "run this test once with UPDATE_DOCS=1 and commit docs/configuration.md");
+        }
     }
 
     #[test]

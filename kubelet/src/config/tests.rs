@@ -247,3 +247,29 @@ fn help_and_version_print_and_start_nothing() {
     assert!(printed(&["--version=raw"]).starts_with("version.Info{Major:\"1\""));
     assert!(flags(&["--version=false"]).is_ok());
 }
+
+#[test]
+fn directories_become_absolute() {
+    let here = std::env::current_dir().unwrap();
+    let loaded = flags(&["--root-dir=a/b", "--cert-dir=/c"]).unwrap();
+    assert_eq!(loaded.flags.root_dir, here.join("a/b").display().to_string());
+    assert_eq!(loaded.flags.cert_dir, "/c");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_command_line_makes_the_parser_panic(args in proptest::collection::vec(
+        "(-|--)?(v|port|vmodule|register-with-taints|reserved-memory|cluster-dns|eviction-hard|x)?=?[-a-z0-9:=,<\";é%. ]{0,12}", 0..5,
+    )) {
+        // Without files: what the words would name is not to be read.
+        let _ = super::flags::parse(args, &mut Vec::new());
+    }
+
+    #[test]
+    fn no_document_makes_the_decoder_panic(text in "([a-zA-Z]{1,3}|port|clusterDNS|authentication|logging|: |- |[0-9.e]{1,5}|[\\[\\]{},\\n\"'&*!é])*") {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c");
+        fs::write(&file, text).unwrap();
+        super::file::read(Some(&file), None, &mut Vec::new());
+    }
+}

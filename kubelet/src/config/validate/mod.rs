@@ -6,14 +6,25 @@
 //! `ValidateKubeletConfiguration` and `ValidateKubeletFlags`, and those of the managers that parse a field at start.
 
 mod eviction;
+mod limits;
 mod names;
-mod rules;
+mod outside;
+mod resources;
 
+use super::duration::GoDuration;
 use super::error::{ConfigError, Field};
 use super::flags::{Flags, flag_of};
 use super::gates::FeatureGates;
 use super::types::KubeletConfiguration;
 use std::fmt::Debug;
+
+/// A duration that prints as Go prints it inside messages.
+struct Shown(GoDuration);
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(&self.0, f)
+    }
+}
 
 /// Collects what breaks a rule.
 struct Report {
@@ -54,20 +65,20 @@ pub(super) fn validate(
     gates: &FeatureGates,
 ) -> Vec<ConfigError> {
     let mut report = Report { errors: Vec::new() };
-    rules::ranges(config, &mut report);
-    rules::enumerations(config, &mut report);
-    rules::addresses_and_paths(config, &mut report);
-    rules::images(config, gates, &mut report);
-    rules::allocatable(config, &mut report);
-    rules::reserved(config, &mut report);
-    rules::shutdown(config, gates, &mut report);
-    rules::memory(config, gates, &mut report);
-    rules::back_off(config, gates, &mut report);
-    rules::logs(config, gates, &mut report);
-    rules::tls_and_tracing(config, gates, &mut report);
-    rules::node(config, &mut report);
+    limits::ranges(config, &mut report);
+    limits::enumerations(config, &mut report);
+    limits::addresses_and_paths(config, &mut report);
+    limits::images(config, gates, &mut report);
+    resources::allocatable(config, &mut report);
+    resources::reserved(config, &mut report);
+    resources::shutdown(config, gates, &mut report);
+    resources::memory(config, gates, &mut report);
+    resources::back_off(config, gates, &mut report);
+    outside::logs(config, gates, &mut report);
+    outside::tls_and_tracing(config, gates, &mut report);
+    outside::node(config, &mut report);
     eviction::check(config, &mut report);
-    rules::flags(flags, &mut report);
+    outside::flags(flags, &mut report);
     report.errors
 }
 
