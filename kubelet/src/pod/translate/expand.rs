@@ -99,4 +99,22 @@ mod tests {
         let error = expand_strict("$(A)/$(NOVAR)/$(OTHER)", known).unwrap_err();
         assert_eq!(error.to_string(), "missing value for NOVAR");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn escaping_every_dollar_gives_the_text_back(text in "[$()A-C ]{0,40}") {
+            let escaped = text.replace('$', "$$");
+            proptest::prop_assert_eq!(expand(escaped.as_bytes(), known), text.into_bytes());
+        }
+
+        #[test]
+        fn with_nothing_known_only_escapes_change(text in "[$()A-C ]{0,40}") {
+            // Unknown references stay, so that only `$$` may have become `$`.
+            let out = expand(text.as_bytes(), |_| None);
+            proptest::prop_assert!(out.len() <= text.len());
+            if !text.contains("$$") {
+                proptest::prop_assert_eq!(out, text.into_bytes());
+            }
+        }
+    }
 }

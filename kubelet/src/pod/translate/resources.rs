@@ -301,4 +301,32 @@ mod tests {
         );
         check("{resources: {requests: {cpu: 12m}}, containers: [{name: a}]}", "cpu=12m", "", Qos::Burstable);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_pod_requests_what_its_heaviest_moment_needs(
+            regular in proptest::collection::vec(0u32..1000, 1..4),
+            inits in proptest::collection::vec((0u32..1000, proptest::bool::ANY), 0..5),
+        ) {
+            let cpu = |milli: u32| format!("resources: {{requests: {{cpu: {milli}m}}}}");
+            let containers: Vec<_> = regular.iter().map(|m| format!("{{name: c, {}}}", cpu(*m))).collect();
+            let init = |(milli, sidecar): &(u32, bool)| {
+                let policy = if *sidecar { "restartPolicy: Always, " } else { "" };
+                format!("{{name: i, {policy}{}}}", cpu(*milli))
+            };
+            let list: Vec<_> = inits.iter().map(init).collect();
+            let p = pod(&format!(
+                "{{spec: {{initContainers: [{}], containers: [{}]}}}}", list.join(", "), containers.join(", ")
+            ));
+            // What runs at once: before each init container the sidecars so far and it; then everything that stays.
+            let (mut beside, mut most) = (0u32, 0u32);
+            for (milli, sidecar) in &inits {
+                most = most.max(beside + milli);
+                beside += if *sidecar { *milli } else { 0 };
+            }
+            most = most.max(beside + regular.iter().sum::<u32>());
+            let got = pod_resources(&p).requests["cpu"].milli();
+            proptest::prop_assert_eq!(got, i64::from(most));
+        }
+    }
 }
