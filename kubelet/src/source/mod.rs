@@ -4,6 +4,19 @@
 //! identity; it never admits, starts or stops anything, and never imports `world` or `pod`. Whatever cannot become a
 //! pod is reported with file and field, and the rest runs on.
 
+pub mod decode;
+mod defaults;
+pub mod field;
+pub mod file;
+mod identity;
+mod manifest;
+mod table;
+mod validate;
+mod watch;
+
+pub use decode::{DecodeError, decode_pod};
+pub use manifest::{Problem, static_pod};
+
 use crate::api::{Origin, Pod, PodUid};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,4 +52,24 @@ pub enum SourceEvent {
     },
     /// The first full picture of this source has been delivered. Sent once.
     Synced(Origin),
+}
+
+#[cfg(test)]
+mod testing {
+    //! What the room's tests share.
+
+    /// A recorded JSON file, or a note that it is not there.
+    pub fn golden(path: &str) -> Option<serde_json::Value> {
+        let root = std::env::var_os("GOLDEN_DIR").map_or_else(
+            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden"),
+            std::path::PathBuf::from,
+        );
+        match std::fs::read(root.join(path)) {
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).expect("recorded files are JSON")),
+            Err(e) => {
+                println!("SKIPPED: {}: {e}", root.join(path).display());
+                None
+            }
+        }
+    }
 }
