@@ -4,6 +4,7 @@
 //! bounded in-memory ring, and later the API server (a subscriber of [`Recorder::subscribe`]).
 
 use crate::api::PodRef;
+use std::borrow::Cow;
 use tokio::sync::broadcast;
 
 /// `type` of an event.
@@ -25,7 +26,7 @@ pub struct Event {
     /// `Normal` or `Warning`.
     pub kind: Kind,
     /// Upstream's reason, such as `Pulled`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// Upstream's message.
     pub message: String,
 }
@@ -47,10 +48,10 @@ impl Recorder {
         let pod = event.pod.as_ref().map(tracing::field::display);
         match event.kind {
             Kind::Normal => {
-                tracing::debug!(pod, reason = event.reason, field = event.field_path, "{}", event.message);
+                tracing::debug!(pod, reason = %event.reason, field = event.field_path, "{}", event.message);
             }
             Kind::Warning => {
-                tracing::warn!(pod, reason = event.reason, field = event.field_path, "{}", event.message);
+                tracing::warn!(pod, reason = %event.reason, field = event.field_path, "{}", event.message);
             }
         }
         // No subscriber is not an error: the log has it.

@@ -12,12 +12,14 @@
 
 pub mod api;
 pub mod cgroup;
+pub mod clock;
 pub mod config;
 pub mod event;
 pub mod image;
 pub mod log;
 pub mod metrics;
 pub mod mountinfo;
+pub mod node;
 pub mod pleg;
 pub mod pod;
 pub mod quantity;

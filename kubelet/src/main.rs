@@ -1,1 +1,2 @@
+//! The `kubelet` binary.
 fn main() {}

@@ -213,7 +213,7 @@ impl Images {
             pod: Some(wish.pod.clone()),
             field_path: (!wish.field_path.is_empty()).then(|| wish.field_path.to_owned()),
             kind,
-            reason,
+            reason: reason.into(),
             message: message.to_owned(),
         });
     }

@@ -116,7 +116,7 @@ impl Bench {
         std::iter::from_fn(|| self.events.try_recv().ok())
             .map(|e| {
                 assert_eq!(e.field_path.as_deref(), Some("spec.containers{c}"));
-                (format!("{:?}", e.kind), e.reason.to_owned(), e.message)
+                (format!("{:?}", e.kind), e.reason.to_string(), e.message)
             })
             .collect()
     }
@@ -166,7 +166,7 @@ async fn events_and_waiting_states_are_those_recorded() {
         let mut got = Vec::new();
         for _ in 0..2 {
             if let Err(e) = b.ensure("u", image, policy).await {
-                got.push((e.reason.to_owned(), e.message));
+                got.push((e.reason.to_string(), e.message));
             }
         }
 
@@ -248,7 +248,7 @@ async fn after_a_failure_nothing_is_pulled_until_the_time_that_is_told() {
     for _ in 0..3 {
         let now = Instant::now();
         let e = b.ensure("u", "a:1", "").await.unwrap_err();
-        assert_eq!(e.reason, "ImagePullBackOff");
+        assert_eq!(e.reason.to_string(), "ImagePullBackOff");
         assert_eq!(e.message, "Back-off pulling image \"a:1\": ErrImagePull: boom");
         let at = e.retry_at.unwrap();
         waits.push((at - now).as_secs());

@@ -315,7 +315,7 @@ impl Source {
                     pod: Some(pod),
                     field_path: None,
                     kind: Kind::Warning,
-                    reason: "FailedValidation",
+                    reason: "FailedValidation".into(),
                 });
             }
         }

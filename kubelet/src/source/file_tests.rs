@@ -313,7 +313,7 @@ async fn a_second_file_for_a_running_pod_waits_and_is_an_event() {
     w.until(&["a-node1=first"]).await;
     w.write("a", &text("a", "second"));
     let event = events.recv().await.unwrap();
-    assert_eq!((event.reason, &*event.pod.unwrap().name), ("FailedValidation", "a-node1"));
+    assert_eq!((&*event.reason, &*event.pod.unwrap().name), ("FailedValidation", "a-node1"));
     std::fs::remove_file(w.path("b")).unwrap();
     w.until(&["a-node1=second"]).await;
 }

@@ -35,7 +35,7 @@ pub enum SourceError {
 }
 
 /// Where variables' values come from outside the pod's spec.
-pub trait EnvSources {
+pub trait EnvSources: Sync {
     /// `data` of a ConfigMap.
     fn config_map(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError>;
     /// `data` of a Secret, decoded.

@@ -1,0 +1,47 @@
+//! The wall clock, for rooms that compare it with times the runtime tells or show it in a status.
+//!
+//! Everything else uses tokio's time, which a test can pause. A test on paused time gives the clock an epoch, and then
+//! both move together.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+/// Tells the wall clock's time. Copying is cheap.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Clock {
+    /// The machine's.
+    #[default]
+    System,
+    /// A test's: so much since the epoch at that instant, moving with tokio's time.
+    Steady {
+        /// The time at `at`.
+        epoch: Timestamp,
+        /// The instant.
+        at: Instant,
+    },
+}
+
+impl Clock {
+    /// A clock that says `epoch` now and moves with tokio's time.
+    pub fn steady(epoch: Timestamp) -> Self {
+        Self::Steady { epoch, at: Instant::now() }
+    }
+
+    /// Now.
+    pub fn now(self) -> Timestamp {
+        match self {
+            Self::System => Timestamp::now(),
+            Self::Steady { epoch, at } => epoch.saturating_add(at.elapsed()).unwrap_or(Timestamp::MAX),
+        }
+    }
+
+    /// Now, in nanoseconds since the epoch: CRI's form.
+    pub fn nanos(self) -> i64 {
+        i64::try_from(self.now().as_nanosecond()).unwrap_or(i64::MAX)
+    }
+
+    /// Now, in whole seconds: the API's form.
+    pub fn seconds(self) -> Timestamp {
+        Timestamp::from_second(self.now().as_second()).unwrap_or_default()
+    }
+}

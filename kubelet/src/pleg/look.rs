@@ -1,0 +1,191 @@
+//! One look at the runtime: the lists, and the statuses of what changed since the last look. I/O only, no state.
+
+use super::observed::{Instance, Observed, Sandbox, State, labels, state};
+use crate::api::{PodRef, PodUid};
+use cri::v1;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+/// How many statuses one look asks for at once.
+const STATUSES_AT_ONCE: usize = 8;
+/// Upstream's bound for termination messages read from a file.
+const TERMINATION_MESSAGE_LIMIT: u64 = 4096;
+
+/// What the lists say of one pod.
+#[derive(Debug, Default)]
+pub struct Listed {
+    pub sandboxes: Vec<v1::PodSandbox>,
+    pub containers: Vec<v1::Container>,
+}
+
+impl Listed {
+    /// Whose it is, by its labels.
+    pub fn pod(&self) -> Option<PodRef> {
+        let map = self
+            .sandboxes
+            .first()
+            .map(|s| &s.labels)
+            .or_else(|| self.containers.first().map(|c| &c.labels))?;
+        let text = |key: &str| map.get(key).map(String::as_str).unwrap_or_default();
+        Some(PodRef {
+            uid: PodUid::new(text(labels::POD_UID)),
+            namespace: text(labels::POD_NAMESPACE).into(),
+            name: text(labels::POD_NAME).into(),
+        })
+    }
+
+    /// `seen` still tells the truth about every listed state.
+    pub fn matches(&self, seen: &Observed) -> bool {
+        self.sandboxes.len() == seen.sandboxes.len()
+            && self.containers.len() == seen.containers.len()
+            && self.sandboxes.iter().all(|s| known_sandbox(seen, s).is_some())
+            && self.containers.iter().all(|c| known_container(seen, c).is_some())
+    }
+}
+
+/// Lists everything, by pod. What carries no pod UID is not ours and is left out.
+pub async fn list_all(runtime: &cri::Client) -> Result<HashMap<PodUid, Listed>, cri::Error> {
+    let (sandboxes, containers) =
+        tokio::try_join!(runtime.list_pod_sandboxes(None), runtime.list_containers(None))?;
+    let mut pods: HashMap<PodUid, Listed> = HashMap::new();
+    for s in sandboxes {
+        if let Some(uid) = s.labels.get(labels::POD_UID) {
+            pods.entry(PodUid::new(uid)).or_default().sandboxes.push(s);
+        }
+    }
+    for c in containers {
+        if let Some(uid) = c.labels.get(labels::POD_UID) {
+            pods.entry(PodUid::new(uid)).or_default().containers.push(c);
+        }
+    }
+    Ok(pods)
+}
+
+/// Lists one pod.
+pub async fn list_pod(runtime: &cri::Client, uid: &PodUid) -> Result<Listed, cri::Error> {
+    let selector = HashMap::from([(labels::POD_UID.to_owned(), uid.to_string())]);
+    let sandboxes =
+        v1::PodSandboxFilter { label_selector: selector.clone().into_iter().collect(), ..Default::default() };
+    let containers =
+        v1::ContainerFilter { label_selector: selector.into_iter().collect(), ..Default::default() };
+    let (sandboxes, containers) = tokio::try_join!(
+        runtime.list_pod_sandboxes(Some(sandboxes)),
+        runtime.list_containers(Some(containers))
+    )?;
+    Ok(Listed { sandboxes, containers })
+}
+
+/// Turns lists into an observation: statuses are asked for only where `before` does not already tell them.
+/// Something that vanished between list and status is left out.
+pub async fn observe(
+    runtime: &cri::Client,
+    listed: Listed,
+    before: &Observed,
+    seq: u64,
+) -> Result<Observed, cri::Error> {
+    let sandboxes = stream::iter(listed.sandboxes)
+        .map(|s| async move {
+            if let Some(known) = known_sandbox(before, &s) {
+                return Ok(Some(known.clone()));
+            }
+            match runtime.pod_sandbox_status(&s.id, false).await {
+                Ok(answer) => Ok(answer.status.as_ref().map(Sandbox::from_status)),
+                Err(e) if e.kind == cri::Kind::NotFound => Ok(None),
+                Err(e) => Err(e),
+            }
+        })
+        .buffer_unordered(STATUSES_AT_ONCE)
+        .try_filter_map(|s| async move { Ok(s) })
+        .try_collect::<Vec<_>>();
+    let containers = stream::iter(listed.containers)
+        .map(|c| async move {
+            if let Some(known) = known_container(before, &c) {
+                return Ok(Some(known.clone()));
+            }
+            match runtime.container_status(&c.id, false).await {
+                Ok(v1::ContainerStatusResponse { status: Some(status), .. }) => {
+                    Ok(Some(instance(&c.pod_sandbox_id, &status).await))
+                }
+                Ok(_) => Ok(None),
+                Err(e) if e.kind == cri::Kind::NotFound => Ok(None),
+                Err(e) => Err(e),
+            }
+        })
+        .buffer_unordered(STATUSES_AT_ONCE)
+        .try_filter_map(|c| async move { Ok(c) })
+        .try_collect::<Vec<_>>();
+    let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
+    let mut seen = Observed { seq, sandboxes, containers };
+    seen.sort();
+    Ok(seen)
+}
+
+/// What the lists alone tell, for a pod whose statuses cannot be had now: ids, names and states, no times but the
+/// creation's, no exit codes. A container that exited reads as unknown until its status is seen.
+pub fn roughly(listed: &Listed) -> Observed {
+    let sandboxes = listed.sandboxes.iter().map(|s| Sandbox {
+        id: s.id.clone(),
+        attempt: s.metadata.as_ref().map(|m| m.attempt).unwrap_or_default(),
+        created_at: s.created_at,
+        ready: s.state() == v1::PodSandboxState::SandboxReady,
+        ips: Vec::new(),
+    });
+    let containers = listed.containers.iter().map(Instance::from_list);
+    // Sequence 0: whatever is seen later is newer.
+    let mut seen = Observed { seq: 0, sandboxes: sandboxes.collect(), containers: containers.collect() };
+    seen.sort();
+    seen
+}
+
+fn known_sandbox<'a>(before: &'a Observed, s: &v1::PodSandbox) -> Option<&'a Sandbox> {
+    let ready = s.state() == v1::PodSandboxState::SandboxReady;
+    before.sandboxes.iter().find(|k| k.id == s.id && k.ready == ready)
+}
+
+fn known_container<'a>(before: &'a Observed, c: &v1::Container) -> Option<&'a Instance> {
+    let now = state(c.state());
+    before.containers.iter().find(|k| k.id == c.id && k.state == now && now != State::Unknown)
+}
+
+async fn instance(sandbox_id: &str, status: &v1::ContainerStatus) -> Instance {
+    let mut seen = Instance::from_status(sandbox_id, status);
+    if seen.state == State::Exited
+        && let Some(path) = termination_message_file(status)
+    {
+        let text = tokio::task::spawn_blocking(move || read_bounded(&path)).await.unwrap_or_default();
+        seen.message.push_str(&text);
+    }
+    seen
+}
+
+/// The host's side of the mount that holds the termination message.
+fn termination_message_file(status: &v1::ContainerStatus) -> Option<String> {
+    let path = status.annotations.get(labels::TERMINATION_MESSAGE_PATH)?;
+    status.mounts.iter().find(|m| m.container_path == *path).map(|m| m.host_path.clone())
+}
+
+/// The file's first bytes; empty when it cannot be read: a missing message is no reason to lose an exit code.
+fn read_bounded(path: &str) -> String {
+    let open = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed())
+        .open(path);
+    let mut bytes = Vec::new();
+    match open.map(|f| f.take(TERMINATION_MESSAGE_LIMIT).read_to_end(&mut bytes)) {
+        Ok(Ok(_)) => String::from_utf8_lossy(&bytes).into_owned(),
+        Ok(Err(error)) | Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path, %error, "cannot read the termination message");
+            }
+            String::new()
+        }
+    }
+}
+
+/// Shares one failure among everybody who waited for the look.
+pub fn shared(error: cri::Error) -> super::LookError {
+    super::LookError::Runtime(Arc::new(error))
+}

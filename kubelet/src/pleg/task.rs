@@ -1,0 +1,406 @@
+//! The task behind the [`Pleg`](super::Pleg) handle: owns every pod's last observation and decides when to look.
+//!
+//! Per pod at most one look is in flight; what is asked meanwhile is answered by one further look. Every arm of the
+//! loop is cancel-safe: channels, a `JoinSet` and streams keep what they have not yet given.
+
+use super::look::{self, Listed};
+use super::observed::{Observed, Picture, labels};
+use super::{Config, Health, Index, LookError, Request};
+use crate::api::PodUid;
+use cri::v1;
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+type Answer = oneshot::Sender<Result<Arc<Observed>, LookError>>;
+
+/// Waits after a look that failed: first and longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+struct Slot {
+    tx: watch::Sender<Arc<Observed>>,
+    /// Whom the look in flight answers; `None` when none is in flight.
+    flying: Option<Vec<Answer>>,
+    /// Whom the next look answers; `Some` means that there must be one.
+    next: Option<Vec<Answer>>,
+    failures: u32,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { tx: watch::Sender::new(Arc::default()), flying: None, next: None, failures: 0 }
+    }
+}
+
+enum Done {
+    Pod(PodUid, Result<Observed, cri::Error>),
+    All(Result<HashMap<PodUid, Listed>, cri::Error>),
+    First(Result<Picture, cri::Error>),
+    Retry(PodUid),
+}
+
+pub struct Task {
+    runtime: cri::Client,
+    config: Config,
+    requests: mpsc::Receiver<Request>,
+    index: Index,
+    picture: Option<oneshot::Sender<Picture>>,
+    health: watch::Sender<Health>,
+    pods: HashMap<PodUid, Slot>,
+    jobs: JoinSet<Done>,
+    seq: u64,
+    full_in_flight: bool,
+    next_full: Instant,
+    full_failures: u32,
+    events: Option<cri::Events>,
+}
+
+impl Task {
+    pub fn new(
+        runtime: cri::Client,
+        config: Config,
+        requests: mpsc::Receiver<Request>,
+        index: Index,
+        picture: oneshot::Sender<Picture>,
+        health: watch::Sender<Health>,
+    ) -> Self {
+        Self {
+            runtime,
+            config,
+            requests,
+            index,
+            picture: Some(picture),
+            health,
+            pods: HashMap::new(),
+            jobs: JoinSet::new(),
+            seq: 0,
+            full_in_flight: false,
+            next_full: Instant::now(),
+            full_failures: 0,
+            events: None,
+        }
+    }
+
+    pub async fn run(mut self) {
+        let mut connection = self.runtime.connection();
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => self.request(request),
+                    // Every handle is gone: the agent has stopped.
+                    None => return,
+                },
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => self.done(done),
+                    Err(error) => tracing::error!(%error, "a look at the runtime panicked"),
+                },
+                event = next_event(&mut self.events) => self.event(event),
+                changed = connection.changed() => {
+                    if changed.is_err() { return }
+                    if connection.borrow_and_update().capabilities().is_some() { self.reconnected() }
+                }
+                () = tokio::time::sleep_until(self.next_full), if !self.full_in_flight => self.look_at_all(),
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Subscribe { uid, answer } => {
+                let _ = answer.send(self.slot(uid).tx.subscribe());
+            }
+            Request::Look { uid, answer } => self.look(uid, Some(answer)),
+            Request::Forget { uid } => {
+                // A look that flies answers for itself; only an empty, unwatched slot is dropped.
+                if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.tx.borrow().is_empty()) {
+                    self.pods.remove(&uid);
+                    self.index.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+                }
+            }
+        }
+    }
+
+    fn slot(&mut self, uid: PodUid) -> &mut Slot {
+        self.pods.entry(uid).or_insert_with_key(|uid| {
+            let slot = Slot::default();
+            let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+            index.insert(uid.clone(), slot.tx.subscribe());
+            slot
+        })
+    }
+
+    /// Looks at `uid` now, or once more when the look in flight is done.
+    fn look(&mut self, uid: PodUid, answer: Option<Answer>) {
+        self.slot(uid.clone());
+        let Some(slot) = self.pods.get_mut(&uid) else { return };
+        let waiting = if slot.flying.is_some() { &mut slot.next } else { &mut slot.flying };
+        waiting.get_or_insert_default().extend(answer);
+        if slot.next.is_some() {
+            return;
+        }
+        self.seq += 1;
+        let (seq, before, runtime) = (self.seq, slot.tx.borrow().clone(), self.runtime.clone());
+        self.jobs.spawn(async move {
+            let seen = async {
+                let listed = look::list_pod(&runtime, &uid).await?;
+                look::observe(&runtime, listed, &before, seq).await
+            };
+            let seen = seen.await;
+            Done::Pod(uid, seen)
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Pod(uid, seen) => self.pod_done(uid, seen),
+            Done::Retry(uid) => self.look(uid, None),
+            Done::First(picture) => {
+                self.full_done(picture.as_ref().err());
+                if let Ok(picture) = picture {
+                    self.first_picture(picture);
+                }
+            }
+            Done::All(listed) => {
+                self.full_done(listed.as_ref().err());
+                if let Ok(listed) = listed {
+                    self.compare(&listed);
+                }
+            }
+        }
+    }
+
+    fn pod_done(&mut self, uid: PodUid, seen: Result<Observed, cri::Error>) {
+        let Some(slot) = self.pods.get_mut(&uid) else { return };
+        let answers = slot.flying.take().unwrap_or_default();
+        match seen {
+            Ok(seen) => {
+                slot.failures = 0;
+                let seen = Arc::new(seen);
+                publish(&slot.tx, &seen);
+                for answer in answers {
+                    let _ = answer.send(Ok(seen.clone()));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%uid, %error, "cannot look at the pod");
+                let wait = backoff(slot.failures);
+                slot.failures += 1;
+                let away = error.kind == cri::Kind::Unavailable;
+                let error = look::shared(error);
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                // A runtime that is away is listed whole when it is back.
+                if !away {
+                    let uid = uid.clone();
+                    self.jobs.spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        Done::Retry(uid)
+                    });
+                }
+            }
+        }
+        if let Some(next) = self.pods.get_mut(&uid).and_then(|s| s.next.take()) {
+            self.look(uid.clone(), None);
+            if let Some(flying) = self.pods.get_mut(&uid).and_then(|s| s.flying.as_mut()) {
+                flying.extend(next);
+            }
+        }
+    }
+
+    /// Starts the full look, and before it the event stream, so that nothing falls between the two.
+    fn look_at_all(&mut self) {
+        self.full_in_flight = true;
+        if self.events.is_none() && self.capable_of_events() {
+            self.events = Some(self.runtime.container_events());
+        }
+        let (runtime, first) = (self.runtime.clone(), self.picture.is_some());
+        self.seq += 1;
+        let seq = self.seq;
+        self.jobs.spawn(async move {
+            if first {
+                Done::First(first_look(&runtime, seq).await)
+            } else {
+                Done::All(look::list_all(&runtime).await)
+            }
+        });
+    }
+
+    fn capable_of_events(&self) -> bool {
+        self.runtime.connection().borrow().capabilities().is_some_and(|c| c.container_events)
+    }
+
+    fn full_done(&mut self, error: Option<&cri::Error>) {
+        self.full_in_flight = false;
+        let events = self.events.is_some();
+        let wait = match error {
+            None => {
+                self.full_failures = 0;
+                if events { self.config.net } else { self.config.poll }
+            }
+            Some(error) => {
+                tracing::warn!(%error, "cannot list what the runtime has");
+                self.full_failures += 1;
+                backoff(self.full_failures - 1)
+            }
+        };
+        self.next_full = Instant::now() + wait;
+        self.health.send_modify(|h| {
+            h.events = events;
+            h.error = error.map(ToString::to_string);
+            if error.is_none() {
+                h.last_full = Some(std::time::Instant::now());
+            }
+        });
+    }
+
+    fn first_picture(&mut self, picture: Picture) {
+        for (uid, (_, seen)) in &picture.pods {
+            publish(&self.slot(uid.clone()).tx, seen);
+            if seen.seq == 0 {
+                self.look(uid.clone(), None);
+            }
+        }
+        if let Some(tx) = self.picture.take() {
+            let _ = tx.send(picture);
+        }
+    }
+
+    /// Looks at every pod of which the lists tell something else than was last seen.
+    fn compare(&mut self, listed: &HashMap<PodUid, Listed>) {
+        let empty = Listed::default();
+        let stale: Vec<PodUid> = self
+            .pods
+            .iter()
+            .filter(|(uid, slot)| !listed.get(*uid).unwrap_or(&empty).matches(&slot.tx.borrow()))
+            .map(|(uid, _)| uid.clone())
+            .chain(listed.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned())
+            .collect();
+        for uid in stale {
+            self.look(uid, None);
+        }
+    }
+
+    fn event(&mut self, event: Option<Result<v1::ContainerEventResponse, cri::Error>>) {
+        match event {
+            Some(Ok(event)) => {
+                // What was created or started was so by an actor that looks for itself when its step is done.
+                let ours = matches!(
+                    event.container_event_type(),
+                    v1::ContainerEventType::ContainerCreatedEvent
+                        | v1::ContainerEventType::ContainerStartedEvent
+                );
+                let uid = event.pod_sandbox_status.as_ref().and_then(|s| {
+                    s.metadata.as_ref().map(|m| &m.uid).or_else(|| s.labels.get(labels::POD_UID))
+                });
+                match uid {
+                    Some(uid) if !ours => {
+                        let uid = PodUid::new(uid);
+                        if self.pods.contains_key(&uid) {
+                            self.look(uid, None);
+                        }
+                    }
+                    Some(_) => {}
+                    // An event that names no pod: its sandbox is gone already. Find whose it was.
+                    None => {
+                        let owner = self.pods.iter().find(|(_, slot)| {
+                            let seen = slot.tx.borrow();
+                            seen.sandboxes.iter().any(|s| s.id == event.container_id)
+                                || seen.containers.iter().any(|c| c.id == event.container_id)
+                        });
+                        if let Some(uid) = owner.map(|(uid, _)| uid.clone()) {
+                            self.look(uid, None);
+                        }
+                    }
+                }
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the runtime's event stream broke");
+                self.events_lost();
+            }
+            None => {
+                tracing::warn!("the runtime's event stream ended");
+                self.events_lost();
+            }
+        }
+    }
+
+    /// Events may have been missed: subscribe anew and compare everything, soon but not in a tight loop.
+    fn events_lost(&mut self) {
+        self.events = None;
+        self.next_full = Instant::now() + backoff(self.full_failures);
+        self.full_failures += 1;
+        self.health.send_modify(|h| h.events = false);
+    }
+
+    fn reconnected(&mut self) {
+        self.events = None;
+        self.full_failures = 0;
+        if self.full_in_flight {
+            self.next_full = Instant::now();
+        } else {
+            self.look_at_all();
+        }
+    }
+}
+
+/// Does not resolve while there is no stream.
+async fn next_event(
+    events: &mut Option<cri::Events>,
+) -> Option<Result<v1::ContainerEventResponse, cri::Error>> {
+    match events {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Publishes what is newer than what is there; an equal picture wakes nobody.
+fn publish(tx: &watch::Sender<Arc<Observed>>, seen: &Arc<Observed>) {
+    tx.send_if_modified(|last| {
+        if seen.seq < last.seq {
+            return false;
+        }
+        let changed = seen.sandboxes != last.sandboxes || seen.containers != last.containers;
+        *last = seen.clone();
+        changed
+    });
+}
+
+/// How long the first full look waits for one pod's statuses.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+
+/// The whole runtime, with every status. A pod whose statuses do not come in time is in the picture as the lists
+/// have it, so that nobody takes it for absent, and so that it delays no other.
+async fn first_look(runtime: &cri::Client, seq: u64) -> Result<Picture, cri::Error> {
+    let listed = look::list_all(runtime).await?;
+    let looks = listed.into_iter().filter_map(|(uid, listed)| Some((uid, listed.pod()?, listed)));
+    let looks = looks.map(|(uid, pod, listed)| async move {
+        let rough = look::roughly(&listed);
+        let nothing = Observed::default();
+        let seen = match tokio::time::timeout(FIRST_LOOK, look::observe(runtime, listed, &nothing, seq)).await
+        {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) => {
+                tracing::warn!(%pod, %error, "the pod's state is not known yet");
+                rough
+            }
+            Err(_) => {
+                tracing::warn!(%pod, "the runtime does not tell the pod's state; going on without");
+                rough
+            }
+        };
+        (uid, (pod, Arc::new(seen)))
+    });
+    Ok(Picture { pods: futures::stream::iter(looks).buffer_unordered(FIRST_LOOKS_AT_ONCE).collect().await })
+}
+
+/// Pods looked at at once in the first look.
+const FIRST_LOOKS_AT_ONCE: usize = 16;
+
+fn backoff(failures: u32) -> Duration {
+    RETRY.0.saturating_mul(1 << failures.min(8)).min(RETRY.1)
+}

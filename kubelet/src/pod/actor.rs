@@ -1,0 +1,322 @@
+//! The actor: one task per pod that plans, acts and looks, until nothing of the pod is left.
+//!
+//! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe: two
+//! `watch` channels and a timer. Calls that change the runtime are awaited to their end or deadline, because a call
+//! that was dropped half-way says nothing about what it did; image pulls are dropped when the pod must end.
+
+use super::backoff;
+use super::desired::{Desired, StopReason};
+use super::plan::{self, Memory, Phase, Plan, Step};
+use super::rooms::Rooms;
+use super::steps::{Failure, Steps};
+use crate::api::{self, PodRef};
+use crate::pleg::observed::Observed;
+use crate::status::{self, api_status};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Waits after a failed step: first and longest. Upstream's longest is the same.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// How long to wait for the runtime to be seen again after a look at it failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs the pod until nothing of it is left on the node. `arrived` is when its source learned of it.
+pub async fn spawn(rooms: Arc<Rooms>, desired: watch::Receiver<Desired>, arrived: Instant) -> PodRef {
+    let pod = PodRef::of(&desired.borrow().pod);
+    let observed = rooms.pleg.subscribe(&pod.uid).await;
+    let mut actor = Actor::new(rooms, pod, desired, observed, arrived);
+    actor.run().await;
+    actor.pod
+}
+
+struct Actor {
+    rooms: Arc<Rooms>,
+    pod: PodRef,
+    desired: watch::Receiver<Desired>,
+    observed: watch::Receiver<Arc<Observed>>,
+    /// The newest of what was published and what this actor looked at itself.
+    seen: Arc<Observed>,
+    memory: Memory,
+    steps: Steps,
+    phase: Phase,
+    start_time: Timestamp,
+    arrived: Option<Instant>,
+}
+
+impl Actor {
+    fn new(
+        rooms: Arc<Rooms>,
+        pod: PodRef,
+        desired: watch::Receiver<Desired>,
+        observed: watch::Receiver<Arc<Observed>>,
+        arrived: Instant,
+    ) -> Self {
+        let seen = observed.borrow().clone();
+        let adopted = !seen.is_empty();
+        let start_time = adoption_time(&seen).unwrap_or_else(|| rooms.clock.seconds());
+        let memory = adopt(&desired.borrow(), &seen, rooms.backoff_cap);
+        let steps = Steps::new(rooms.clone(), pod.clone(), adopted);
+        let arrived = (!adopted).then_some(arrived);
+        Self {
+            rooms,
+            pod,
+            desired,
+            observed,
+            seen,
+            memory,
+            steps,
+            phase: Phase::Starting,
+            start_time,
+            arrived,
+        }
+    }
+
+    async fn run(&mut self) {
+        loop {
+            let desired = self.desired.borrow_and_update().clone();
+            self.take_observed();
+            let plan = self.plan(&desired);
+            self.phase = self.phase.max(plan.phase);
+            self.publish(&desired, &plan);
+            if plan.steps.is_empty() {
+                if !self.wait(plan.wake).await {
+                    return;
+                }
+                continue;
+            }
+            let (done, failure) = self.carry_out(&desired, &plan).await;
+            if let Some((key, failure)) = failure {
+                self.remember_failure(&key, failure);
+            }
+            if done == Some(Phase::Gone) {
+                self.rooms.statuses.forget(&self.pod);
+                self.rooms.pleg.forget(&self.pod.uid).await;
+                tracing::info!(pod = %self.pod, "pod is gone");
+                return;
+            }
+            self.look().await;
+        }
+    }
+
+    /// Takes what pleg published, unless this actor has seen something newer itself.
+    fn take_observed(&mut self) {
+        let published = self.observed.borrow_and_update().clone();
+        if published.seq >= self.seen.seq {
+            self.seen = published;
+        }
+    }
+
+    fn plan(&self, desired: &Desired) -> Plan {
+        plan::plan(&plan::Input {
+            desired,
+            observed: &self.seen,
+            memory: &self.memory,
+            cgroup: self.steps.cgroup_made,
+            now: self.rooms.clock.nanos(),
+            backoff_cap: self.rooms.backoff_cap,
+        })
+    }
+
+    /// Waits for anything that could change the plan; false when the agent is stopping.
+    async fn wait(&mut self, wake: Option<i64>) -> bool {
+        let clock = self.rooms.clock;
+        let timer = async {
+            match wake {
+                Some(at) => {
+                    let nanos = u64::try_from(at.saturating_sub(clock.nanos())).unwrap_or(0);
+                    tokio::time::sleep(Duration::from_nanos(nanos)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = self.desired.changed() => changed.is_ok(),
+            changed = self.observed.changed() => changed.is_ok(),
+            () = timer => true,
+        }
+    }
+
+    /// Carries the steps out in order. A container that cannot be started does not keep the next one from starting;
+    /// any other failure ends the plan, and so does a new order when the next step would start something.
+    async fn carry_out(
+        &mut self,
+        desired: &Desired,
+        plan: &Plan,
+    ) -> (Option<Phase>, Option<(String, Failure)>) {
+        let mut failed_start = None;
+        for step in &plan.steps {
+            let starts =
+                matches!(step, Step::CreateSandbox { .. } | Step::Start { .. } | Step::Resume { .. });
+            if starts && self.stop_arrived(desired) {
+                break;
+            }
+            let began = Instant::now();
+            let result = self.step(desired, step).await;
+            tracing::debug!(pod = %self.pod, ?step, took_ms = began.elapsed().as_millis() as u64, ok = result.is_ok(), "step");
+            match (step, result) {
+                (Step::CleanUp, Ok(())) => return (Some(Phase::Gone), None),
+                (Step::CreateSandbox { .. }, Ok(())) => self.publish(desired, plan),
+                (Step::Start { list, index, .. } | Step::Resume { list, index, .. }, result) => {
+                    let Some(c) = self.steps.container(&desired.pod, *list, *index) else { continue };
+                    match result {
+                        Ok(()) => self.forget_failure(&c.name.clone()),
+                        Err(failure) if failure.of_container => {
+                            if let Some((name, failure)) = failed_start.replace((c.name.clone(), failure)) {
+                                self.remember_failure(&name, failure);
+                            }
+                        }
+                        Err(failure) => return (None, Some((String::new(), failure))),
+                    }
+                }
+                (_, Ok(())) => self.forget_failure(""),
+                (_, Err(failure)) => return (None, Some((String::new(), failure))),
+            }
+        }
+        (None, failed_start)
+    }
+
+    async fn step(&mut self, desired: &Desired, step: &Step) -> Result<(), Failure> {
+        let pod = &desired.pod;
+        match step {
+            Step::Kill { targets, grace } => self.steps.kill(pod, targets, *grace).await,
+            Step::StopSandbox { id } => {
+                self.steps.stop_sandbox(id).await?;
+                self.memory.stopped.insert(id.clone());
+                Ok(())
+            }
+            Step::CreateSandbox { attempt } => {
+                let mut desired = self.desired.clone();
+                self.steps.create_sandbox(pod, *attempt, until_stop(&mut desired)).await
+            }
+            Step::Start { list, index, restart_count, backoff } => {
+                if let (Some(entry), Some(c)) = (backoff, self.steps.container(pod, *list, *index)) {
+                    self.memory.backoff.insert(c.name.clone(), *entry);
+                }
+                let mut desired = self.desired.clone();
+                let seen = self.seen.clone();
+                self.steps.start(pod, &seen, *list, *index, *restart_count, until_stop(&mut desired)).await
+            }
+            Step::Resume { list, index, id } => {
+                let result = self.steps.resume(pod, *list, *index, id).await;
+                if result.is_err() {
+                    self.memory.failed_starts.insert(id.clone());
+                }
+                result
+            }
+            Step::RemoveContainer { id, name } => self.steps.remove_container(id, name).await,
+            Step::RemoveSandbox { id } => self.steps.remove_sandbox(id).await,
+            Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
+            Step::CleanUp => self.steps.clean_up().await,
+        }
+    }
+
+    fn stop_arrived(&self, acted_on: &Desired) -> bool {
+        self.desired.borrow().stop.is_some() && acted_on.stop.is_none()
+    }
+
+    fn remember_failure(&mut self, name: &str, failure: Failure) {
+        if failure.interrupted {
+            return;
+        }
+        let failures = self.memory.failures.entry(name.to_owned()).or_default();
+        let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
+        *failures += 1;
+        let at = self.rooms.clock.nanos().saturating_add(nanos(wait));
+        let at = failure.retry_at.unwrap_or(at);
+        if let Some(waiting) = failure.waiting {
+            self.memory.waiting.insert(name.to_owned(), waiting);
+        }
+        if !failure.restart_decides {
+            self.memory.retry.insert(name.to_owned(), at);
+        }
+    }
+
+    fn forget_failure(&mut self, name: &str) {
+        self.memory.failures.remove(name);
+        self.memory.retry.remove(name);
+        self.memory.waiting.remove(name);
+    }
+
+    /// Looks at the pod, so that the next plan knows what the steps did.
+    async fn look(&mut self) {
+        match self.rooms.pleg.look(&self.pod.uid).await {
+            Ok(seen) => self.seen = seen,
+            Err(error) => {
+                tracing::warn!(pod = %self.pod, %error, "cannot see what became of the pod");
+                // Without a look the same steps would be planned again: wait for news, or a while.
+                tokio::select! {
+                    _ = self.observed.changed() => {}
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, desired: &Desired, plan: &Plan) {
+        if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
+            // Nobody asks for the status of a pod that no source has.
+            return;
+        }
+        let host_network = api::spec(&desired.pod).host_network.unwrap_or(false);
+        let sandbox_up =
+            self.seen.sandbox().is_some_and(|s| plan::usable(s, host_network)) || self.steps.sandbox_made;
+        let rejected = desired.stop.as_ref().and_then(|s| match &s.why {
+            StopReason::Rejected { reason, message } => Some((reason.as_str(), message.as_str())),
+            _ => None,
+        });
+        let nothing = Default::default();
+        let previous = self.rooms.statuses.get(&self.pod.uid);
+        let status = api_status(&status::Input {
+            pod: &desired.pod,
+            observed: &self.seen,
+            phase: self.phase,
+            outcome: plan.outcome,
+            waiting: if desired.stop.is_some() { &nothing } else { &plan.waiting },
+            rejected,
+            sandbox_up,
+            previous: previous.as_deref(),
+            start_time: self.start_time,
+            now: self.rooms.clock.seconds(),
+            node: &self.rooms.identity,
+        });
+        self.rooms.statuses.publish(&self.pod, status);
+        if self.phase >= Phase::Running
+            && let Some(arrived) = self.arrived.take()
+        {
+            let took = arrived.elapsed();
+            self.rooms.metrics.pod_start_duration.observe_duration(took);
+            tracing::info!(pod = %self.pod, took_ms = took.as_millis() as u64, "pod started");
+        }
+    }
+}
+
+/// Resolves when an order to end the pod stands (or the agent stops).
+async fn until_stop(desired: &mut watch::Receiver<Desired>) {
+    // An error means that `world` is gone: stop as well.
+    let _ = desired.wait_for(|d| d.stop.is_some()).await;
+}
+
+fn nanos(d: Duration) -> i64 {
+    i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// When a pod that was found running had been taken on: its first sandbox's birth.
+fn adoption_time(seen: &Observed) -> Option<Timestamp> {
+    let born = seen.sandboxes.iter().map(|s| s.created_at).min()?;
+    Timestamp::from_second(born.div_euclid(1_000_000_000)).ok()
+}
+
+/// What can be known of the past of a pod that was found in the runtime.
+fn adopt(desired: &Desired, seen: &Observed, cap: Duration) -> Memory {
+    let mut memory = Memory::default();
+    let spec = api::spec(&desired.pod);
+    for c in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let Some(latest) = seen.latest(&c.name) else { continue };
+        if let Some(entry) = backoff::recover(latest, cap) {
+            memory.backoff.insert(c.name.clone(), entry);
+        }
+    }
+    memory
+}

@@ -1,0 +1,100 @@
+//! Crash back-off: how long a container that ended waits before it runs again. Pure.
+//!
+//! Upstream's rule: the first restart is immediate, then 10 s doubling to the configured cap, counted from the moment
+//! the container ended; a container for which nothing was started for twice the cap starts over.
+
+use crate::pleg::observed::Instance;
+use std::time::Duration;
+
+/// Where the doubling starts.
+pub const INITIAL: Duration = Duration::from_secs(10);
+/// Upstream's default cap (`crashLoopBackOff.maxContainerRestartPeriod` may lower it).
+pub const DEFAULT_CAP: Duration = Duration::from_secs(300);
+
+/// Back-off state of one container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The wait that follows the next end.
+    pub wait: Duration,
+    /// When it was last lengthened (a start was made), nanoseconds since the epoch.
+    pub updated: i64,
+}
+
+/// What to do about a container that ended and should run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Start it; this is the state to keep.
+    Start(Entry),
+    /// Wait until `until` (nanoseconds since the epoch); `wait` is for the message.
+    Wait {
+        /// When it may start.
+        until: i64,
+        /// The whole wait.
+        wait: Duration,
+    },
+}
+
+/// Decides at `now` for a container that ended at `finished` (both nanoseconds since the epoch).
+pub fn decide(entry: Option<Entry>, finished: i64, now: i64, cap: Duration) -> Verdict {
+    let initial = INITIAL.min(cap);
+    let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+    let Some(e) = entry.filter(|e| now.saturating_sub(e.updated) <= nanos(cap.saturating_mul(2))) else {
+        return Verdict::Start(Entry { wait: initial, updated: now });
+    };
+    let until = finished.saturating_add(nanos(e.wait));
+    // A clock that was set back must not make the wait longer than the wait itself.
+    let until = until.min(now.saturating_add(nanos(e.wait)));
+    if now < until {
+        return Verdict::Wait { until, wait: e.wait };
+    }
+    Verdict::Start(Entry { wait: e.wait.saturating_mul(2).min(cap), updated: now })
+}
+
+/// The state an agent that remembers nothing must assume, from the newest instance it finds: its restarts were all
+/// quick, unless the last one ran for long.
+pub fn recover(latest: &Instance, cap: Duration) -> Option<Entry> {
+    let n = latest.restart_count.checked_sub(1)?;
+    let wait = INITIAL.saturating_mul(1u32.checked_shl(n.min(16)).unwrap_or(u32::MAX)).min(cap);
+    Some(Entry { wait, updated: latest.created_at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    const S: i64 = 1_000_000_000;
+
+    #[test]
+    fn waits_are_0_10_20_40_up_to_the_cap() {
+        let (mut entry, mut now, mut waits) = (None, 100 * S, Vec::new());
+        for _ in 0..9 {
+            let finished = now;
+            if let Verdict::Wait { until, .. } = decide(entry, finished, now, DEFAULT_CAP) {
+                waits.push((until - finished) / S);
+                now = until;
+            } else {
+                waits.push(0);
+            }
+            let Verdict::Start(e) = decide(entry, finished, now, DEFAULT_CAP) else {
+                panic!("must start at {now}")
+            };
+            entry = Some(e);
+        }
+        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 300, 300, 300]);
+    }
+
+    #[test]
+    fn a_long_healthy_run_starts_over() {
+        let entry = Some(Entry { wait: Duration::from_secs(160), updated: 0 });
+        assert_eq!(
+            decide(entry, 601 * S, 601 * S, DEFAULT_CAP),
+            Verdict::Start(Entry { wait: INITIAL, updated: 601 * S })
+        );
+    }
+
+    #[test]
+    fn a_clock_set_back_never_lengthens_the_wait() {
+        let entry = Some(Entry { wait: Duration::from_secs(20), updated: 5000 * S });
+        let Verdict::Wait { until, .. } = decide(entry, 5000 * S, 1400 * S, DEFAULT_CAP) else { panic!() };
+        assert_eq!(until, 1420 * S);
+    }
+}

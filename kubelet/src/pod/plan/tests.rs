@@ -1,0 +1,501 @@
+use super::*;
+use crate::api::{Origin, Pod};
+use proptest::prelude::*;
+use serde_json::json;
+use std::sync::Arc;
+
+const S: i64 = 1_000_000_000;
+const NOW: i64 = 1_000 * S;
+
+/// A pod of `policy` with init containers and containers of these names.
+fn pod(policy: &str, inits: &[&str], regular: &[&str]) -> Pod {
+    let list = |names: &[&str]| names.iter().map(|n| json!({"name": n, "image": "i"})).collect::<Vec<_>>();
+    serde_json::from_value(json!({
+        "metadata": {"uid": "u", "name": "p", "namespace": "n"},
+        "spec": {"restartPolicy": policy, "initContainers": list(inits), "containers": list(regular),
+                 "terminationGracePeriodSeconds": 7},
+    }))
+    .unwrap()
+}
+
+fn desired(pod: Pod) -> Desired {
+    Desired { pod: Arc::new(pod), origin: Origin::File, stop: None }
+}
+
+fn stopping(pod: Pod, remove: bool) -> Desired {
+    let stop = Stop { why: StopReason::Deleted, grace: Duration::from_secs(5), remove };
+    Desired { stop: Some(stop), ..desired(pod) }
+}
+
+use crate::pod::desired::Stop;
+
+fn sandbox(id: &str, attempt: u32, ready: bool) -> Sandbox {
+    let ips = if ready { vec!["10.0.0.1".parse().unwrap()] } else { Vec::new() };
+    Sandbox { id: id.into(), attempt, created_at: NOW + i64::from(attempt), ready, ips }
+}
+
+fn instance(name: &str, n: u32, sandbox: &str, state: State, code: i32) -> Instance {
+    let c: Container = serde_json::from_value(json!({"name": name, "image": "i"})).unwrap();
+    Instance {
+        id: format!("{name}-{n}"),
+        sandbox_id: sandbox.into(),
+        name: name.into(),
+        restart_count: n,
+        state,
+        created_at: NOW + i64::from(n),
+        started_at: NOW,
+        finished_at: if state == State::Exited { NOW } else { 0 },
+        exit_code: code,
+        reason: String::new(),
+        message: String::new(),
+        image: String::new(),
+        image_ref: String::new(),
+        hash: translate::container_hash(&c),
+        grace: None,
+        user: None,
+        log_path: String::new(),
+    }
+}
+
+fn observed(sandboxes: Vec<Sandbox>, containers: Vec<Instance>) -> Observed {
+    let mut seen = Observed { seq: 1, sandboxes, containers };
+    seen.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
+    seen.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+    seen
+}
+
+fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) -> Plan {
+    plan(&Input { desired, observed, memory, cgroup: false, now, backoff_cap: backoff::DEFAULT_CAP })
+}
+
+/// The steps in short: `sandbox 0`, `start a 1`, `kill a-0`, …
+fn short(plan: &Plan, pod: &Pod) -> Vec<String> {
+    let spec = api::spec(pod);
+    let name = |list: &ContainerList, i: &usize| match list {
+        ContainerList::Init => spec.init_containers.as_ref().unwrap()[*i].name.clone(),
+        _ => spec.containers[*i].name.clone(),
+    };
+    plan.steps
+        .iter()
+        .map(|s| match s {
+            Step::Kill { targets, grace } => {
+                let ids: Vec<&str> = targets.iter().map(|t| t.id.as_str()).collect();
+                format!("kill {} {}s", ids.join(","), grace.as_secs())
+            }
+            Step::StopSandbox { id } => format!("stop {id}"),
+            Step::CreateSandbox { attempt } => format!("sandbox {attempt}"),
+            Step::Start { list, index, restart_count, .. } => {
+                format!("start {} {restart_count}", name(list, index))
+            }
+            Step::Resume { id, .. } => format!("resume {id}"),
+            Step::RemoveContainer { id, .. } => format!("remove {id}"),
+            Step::RemoveSandbox { id } => format!("remove {id}"),
+            Step::ReleaseCgroup => "cgroup".into(),
+            Step::CleanUp => "clean".into(),
+        })
+        .collect()
+}
+
+#[track_caller]
+fn check(desired: &Desired, observed: &Observed, memory: &Memory, phase: Phase, want: &[&str]) {
+    let plan = plan_at(desired, observed, memory, NOW);
+    assert_eq!(short(&plan, &desired.pod), want);
+    assert_eq!(plan.phase, phase);
+}
+
+fn stopped(ids: &[&str]) -> Memory {
+    Memory { stopped: ids.iter().map(|s| (*s).to_owned()).collect(), ..Memory::default() }
+}
+
+use State::{Created, Exited, Running, Unknown};
+
+#[test]
+fn a_new_pod_gets_a_sandbox_and_all_its_containers_in_order() {
+    let d = desired(pod("Always", &[], &["a", "b"]));
+    check(
+        &d,
+        &observed(vec![], vec![]),
+        &Memory::default(),
+        Phase::Starting,
+        &["sandbox 0", "start a 0", "start b 0"],
+    );
+}
+
+#[test]
+fn init_containers_run_one_after_the_other_before_the_rest() {
+    let d = desired(pod("Always", &["i", "j"], &["a"]));
+    let up = || vec![sandbox("s0", 0, true)];
+    let none = Memory::default();
+    check(&d, &observed(vec![], vec![]), &none, Phase::Starting, &["sandbox 0", "start i 0"]);
+    check(&d, &observed(up(), vec![instance("i", 0, "s0", Running, 0)]), &none, Phase::Starting, &[]);
+    let i_done = instance("i", 0, "s0", Exited, 0);
+    check(&d, &observed(up(), vec![i_done.clone()]), &none, Phase::Starting, &["start j 0"]);
+    let j_done = instance("j", 0, "s0", Exited, 0);
+    check(&d, &observed(up(), vec![i_done, j_done]), &none, Phase::Starting, &["start a 0"]);
+}
+
+#[test]
+fn a_failed_init_container_ends_a_pod_that_never_restarts() {
+    let d = desired(pod("Never", &["i"], &["a"]));
+    let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("i", 0, "s0", Exited, 3)]);
+    let plan = plan_at(&d, &seen, &Memory::default(), NOW);
+    assert_eq!(plan.outcome, Some(Outcome::Failed));
+    assert_eq!(short(&plan, &d.pod), ["stop s0"]);
+}
+
+#[test]
+fn a_new_sandbox_runs_the_init_containers_again() {
+    let d = desired(pod("Always", &["i"], &["a"]));
+    let seen = observed(
+        vec![sandbox("s0", 0, false)],
+        vec![instance("i", 0, "s0", Exited, 0), instance("a", 0, "s0", Exited, 137)],
+    );
+    check(&d, &seen, &Memory::default(), Phase::Running, &["stop s0", "sandbox 1", "start i 1"]);
+}
+
+#[test]
+fn containers_that_outlived_their_sandbox_end_before_a_new_one_is_made() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let seen = observed(vec![sandbox("s0", 0, false)], vec![instance("a", 0, "s0", Running, 0)]);
+    check(
+        &d,
+        &seen,
+        &Memory::default(),
+        Phase::Running,
+        &["kill a-0 7s", "stop s0", "sandbox 1", "start a 1"],
+    );
+}
+
+#[test]
+fn a_sandbox_without_an_address_is_replaced_unless_it_is_on_the_hosts_network() {
+    let lost = || Sandbox { ips: vec![], ..sandbox("s0", 0, true) };
+    let mut d = desired(pod("Always", &[], &["a"]));
+    let none = Memory::default();
+    check(
+        &d,
+        &observed(vec![lost()], vec![]),
+        &none,
+        Phase::Starting,
+        &["stop s0", "sandbox 1", "start a 0"],
+    );
+    Arc::make_mut(&mut d.pod).spec.as_mut().unwrap().host_network = Some(true);
+    check(&d, &observed(vec![lost()], vec![]), &none, Phase::Starting, &["start a 0"]);
+}
+
+#[test]
+fn what_ended_restarts_as_its_policy_says() {
+    let up = || vec![sandbox("s0", 0, true)];
+    for (policy, code, want, outcome) in [
+        ("Always", 0, vec!["start a 1"], None),
+        ("Always", 1, vec!["start a 1"], None),
+        ("OnFailure", 1, vec!["start a 1"], None),
+        ("OnFailure", 0, vec!["stop s0"], Some(Outcome::Succeeded)),
+        ("Never", 0, vec!["stop s0"], Some(Outcome::Succeeded)),
+        ("Never", 1, vec!["stop s0"], Some(Outcome::Failed)),
+    ] {
+        let d = desired(pod(policy, &[], &["a"]));
+        let seen = observed(up(), vec![instance("a", 0, "s0", Exited, code)]);
+        let plan = plan_at(&d, &seen, &Memory::default(), NOW);
+        assert_eq!(
+            (short(&plan, &d.pod), plan.outcome),
+            (want.iter().map(|s| (*s).to_owned()).collect(), outcome)
+        );
+    }
+}
+
+#[test]
+fn the_second_crash_waits_and_says_so() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 1, "s0", Exited, 1)]);
+    let entry = backoff::Entry { wait: Duration::from_secs(10), updated: NOW };
+    let memory = Memory { backoff: HashMap::from([("a".into(), entry)]), ..Memory::default() };
+    let plan = plan_at(&d, &seen, &memory, NOW + S);
+    assert!(plan.steps.is_empty());
+    assert_eq!(plan.wake, Some(NOW + 10 * S));
+    assert_eq!(
+        plan.waiting["a"],
+        Waiting {
+            reason: "CrashLoopBackOff".into(),
+            message: "back-off 10s restarting failed container=a pod=p_n(u)".into()
+        }
+    );
+    let plan = plan_at(&d, &seen, &memory, NOW + 10 * S);
+    assert_eq!(short(&plan, &d.pod), ["start a 2"]);
+}
+
+#[test]
+fn one_container_that_cannot_start_does_not_hold_up_the_others() {
+    let d = desired(pod("Always", &[], &["a", "b"]));
+    let waiting = Waiting { reason: "ErrImagePull".into(), message: "no".into() };
+    let memory = Memory {
+        waiting: BTreeMap::from([("a".into(), waiting.clone())]),
+        retry: HashMap::from([("a".into(), NOW + S)]),
+        ..Memory::default()
+    };
+    let plan = plan_at(&d, &observed(vec![sandbox("s0", 0, true)], vec![]), &memory, NOW);
+    assert_eq!(short(&plan, &d.pod), ["start b 0"]);
+    assert_eq!((plan.waiting.get("a"), plan.wake), (Some(&waiting), Some(NOW + S)));
+}
+
+#[test]
+fn a_created_instance_is_resumed_once_and_replaced_when_that_fails() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Created, 0)]);
+    check(&d, &seen, &Memory::default(), Phase::Running, &["resume a-0"]);
+    let memory = Memory { failed_starts: HashSet::from(["a-0".into()]), ..Memory::default() };
+    check(&d, &seen, &memory, Phase::Running, &["start a 1"]);
+}
+
+#[test]
+fn an_instance_in_an_unknown_state_is_ended_before_another_is_made() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Unknown, 0)]);
+    check(&d, &seen, &Memory::default(), Phase::Running, &["kill a-0 7s", "start a 1"]);
+}
+
+#[test]
+fn one_dead_instance_is_kept_for_its_logs() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let dead = |n| instance("a", n, "s0", Exited, 1);
+    let seen =
+        observed(vec![sandbox("s0", 0, true)], vec![dead(0), dead(1), instance("a", 2, "s0", Running, 0)]);
+    check(&d, &seen, &Memory::default(), Phase::Running, &["remove a-0"]);
+}
+
+#[test]
+fn a_stop_ends_containers_then_the_sandbox_and_removes_only_when_told() {
+    let p = || pod("Always", &[], &["a", "b"]);
+    let up = vec![sandbox("s0", 0, true)];
+    let run = vec![instance("a", 0, "s0", Running, 0), instance("b", 0, "s0", Exited, 0)];
+    let none = Memory::default();
+    check(&stopping(p(), false), &observed(up, run), &none, Phase::Terminating, &["kill a-0 5s", "stop s0"]);
+    let dead = observed(vec![sandbox("s0", 0, false)], vec![instance("a", 0, "s0", Exited, 0)]);
+    check(&stopping(p(), false), &dead, &stopped(&["s0"]), Phase::Terminated, &[]);
+    check(&stopping(p(), true), &dead, &stopped(&["s0"]), Phase::Terminated, &["remove a-0", "remove s0"]);
+    check(&stopping(p(), true), &observed(vec![], vec![]), &none, Phase::Gone, &["clean"]);
+}
+
+#[test]
+fn a_sandbox_that_died_by_itself_still_has_its_network_released() {
+    let d = stopping(pod("Always", &[], &["a"]), false);
+    check(
+        &d,
+        &observed(vec![sandbox("s0", 0, false)], vec![]),
+        &Memory::default(),
+        Phase::Terminating,
+        &["stop s0"],
+    );
+}
+
+// ---- properties: a simulated runtime that does what the plan says, and lets containers end at random ----
+
+#[derive(Clone, Debug)]
+enum Happening {
+    /// The nth running container ends with this code.
+    End(usize, i32),
+    /// The sandbox dies.
+    SandboxDies,
+    /// Time passes.
+    Later(u32),
+    /// The pod must go.
+    Stop,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        4 => (0usize..4, 0i32..2).prop_map(|(n, code)| Happening::End(n, code)),
+        1 => Just(Happening::SandboxDies),
+        3 => (1u32..700).prop_map(Happening::Later),
+        1 => Just(Happening::Stop),
+    ]
+}
+
+struct Sim {
+    desired: Desired,
+    seen: Observed,
+    memory: Memory,
+    cgroup: bool,
+    now: i64,
+    births: i64,
+    started: Vec<(String, u32)>,
+}
+
+impl Sim {
+    fn new(pod: Pod) -> Self {
+        Self {
+            desired: desired(pod),
+            seen: Observed::default(),
+            memory: Memory::default(),
+            cgroup: true,
+            now: NOW,
+            births: 0,
+            started: Vec::new(),
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&Input {
+            desired: &self.desired,
+            observed: &self.seen,
+            memory: &self.memory,
+            cgroup: self.cgroup,
+            now: self.now,
+            backoff_cap: backoff::DEFAULT_CAP,
+        })
+    }
+
+    /// Plans and acts until nothing is left to do now.
+    fn settle(&mut self) -> Plan {
+        for _ in 0..20 {
+            let plan = self.plan();
+            if plan.steps.is_empty() || plan.phase == Phase::Gone {
+                return plan;
+            }
+            for step in plan.steps {
+                self.act(step);
+            }
+        }
+        panic!("no fixed point: {:?}", self.plan());
+    }
+
+    fn act(&mut self, step: Step) {
+        self.births += 1;
+        let born = NOW + self.births;
+        match step {
+            Step::Kill { targets, .. } => {
+                for i in self.seen.containers.iter_mut().filter(|i| targets.iter().any(|t| t.id == i.id)) {
+                    (i.state, i.exit_code, i.finished_at) = (Exited, 137, self.now);
+                }
+            }
+            Step::StopSandbox { id } => {
+                self.memory.stopped.insert(id.clone());
+                for s in self.seen.sandboxes.iter_mut().filter(|s| s.id == id) {
+                    s.ready = false;
+                }
+                let live = self.seen.containers.iter().any(|c| c.sandbox_id == id && c.is_live());
+                assert!(!live, "a sandbox is stopped under a running container");
+            }
+            Step::CreateSandbox { attempt } => {
+                assert!(self.desired.stop.is_none(), "a sandbox for a pod that must end");
+                assert!(self.seen.sandboxes.iter().all(|s| !s.ready), "two sandboxes at once");
+                let new = Sandbox { created_at: born, ..sandbox(&format!("s{attempt}"), attempt, true) };
+                self.seen.sandboxes.insert(0, new);
+            }
+            Step::Start { list, index, restart_count, backoff } => {
+                self.start(list, index, restart_count, backoff, born)
+            }
+            Step::Resume { .. } => panic!("nothing was left created"),
+            Step::RemoveContainer { id, .. } => {
+                assert!(
+                    self.seen.containers.iter().all(|c| c.id != id || !c.is_live()),
+                    "a live container is removed"
+                );
+                self.seen.containers.retain(|c| c.id != id);
+            }
+            Step::RemoveSandbox { id } => {
+                self.seen.sandboxes.retain(|s| s.id != id);
+                self.seen.containers.retain(|c| c.sandbox_id != id);
+            }
+            Step::ReleaseCgroup => {
+                assert!(!self.seen.is_live(), "the cgroup goes before the processes");
+                self.cgroup = false;
+            }
+            Step::CleanUp => assert!(self.seen.is_empty()),
+        }
+    }
+
+    fn start(
+        &mut self,
+        list: ContainerList,
+        index: usize,
+        restart_count: u32,
+        backoff: Option<backoff::Entry>,
+        born: i64,
+    ) {
+        assert!(self.desired.stop.is_none(), "a container starts after termination began");
+        let spec = api::spec(&self.desired.pod).clone();
+        let inits = spec.init_containers.unwrap_or_default();
+        let c = if list == ContainerList::Init { &inits[index] } else { &spec.containers[index] };
+        let current = self.seen.sandboxes[0].id.clone();
+        let before = if list == ContainerList::Init { &inits[..index] } else { &inits[..] };
+        let initialized = spec
+            .containers
+            .iter()
+            .any(|c| self.seen.latest(&c.name).is_some_and(|i| i.sandbox_id == current));
+        for b in before {
+            let done = self
+                .seen
+                .latest(&b.name)
+                .is_some_and(|i| i.sandbox_id == current && i.state == Exited && i.exit_code == 0);
+            assert!(done || initialized, "{} starts before {} is done", c.name, b.name);
+        }
+        if let Some(last) = self.seen.latest(&c.name) {
+            assert!(!last.is_live(), "{} runs twice", c.name);
+            assert!(restart_count > last.restart_count, "restart counts grow");
+            let policy = spec.restart_policy.as_deref();
+            let same = last.sandbox_id == current;
+            assert!(!(same && policy == Some("Never")), "{} must not restart", c.name);
+            assert!(!(same && policy == Some("OnFailure") && last.exit_code == 0), "{} succeeded", c.name);
+        }
+        if let Some(entry) = backoff {
+            self.memory.backoff.insert(c.name.clone(), entry);
+        }
+        self.started.push((c.name.clone(), restart_count));
+        let new = Instance { created_at: born, ..instance(&c.name, restart_count, &current, Running, 0) };
+        self.seen.containers.insert(0, new);
+    }
+
+    fn happen(&mut self, h: &Happening) {
+        match *h {
+            Happening::End(n, code) => {
+                let now = self.now;
+                let mut running: Vec<&mut Instance> =
+                    self.seen.containers.iter_mut().filter(|c| c.state == Running).collect();
+                let count = running.len().max(1);
+                if let Some(i) = running.get_mut(n % count) {
+                    (i.state, i.exit_code, i.finished_at) = (Exited, code, now);
+                }
+            }
+            Happening::SandboxDies => {
+                let now = self.now;
+                for s in &mut self.seen.sandboxes {
+                    (s.ready, s.ips) = (false, Vec::new());
+                }
+                for i in self.seen.containers.iter_mut().filter(|c| c.state == Running) {
+                    (i.state, i.exit_code, i.finished_at) = (Exited, 137, now);
+                }
+            }
+            Happening::Later(s) => self.now += i64::from(s) * S,
+            Happening::Stop => self.desired.stop = stopping(pod("Always", &[], &[]), false).stop,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn whatever_happens_order_and_termination_hold(
+        policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
+        inits in 0usize..3,
+        regular in 1usize..3,
+        story in proptest::collection::vec(happening(), 0..24),
+    ) {
+        let names = ["i", "j", "k"];
+        let mut sim = Sim::new(pod(policy, &names[..inits], &["a", "b", "c"][..regular]));
+        let mut phase = Phase::Starting;
+        for h in &story {
+            let plan = sim.settle();
+            if plan.phase >= Phase::Terminated || phase >= Phase::Terminated {
+                prop_assert!(plan.phase >= phase.min(Phase::Terminated), "phases only move on");
+            }
+            phase = phase.max(plan.phase);
+            sim.happen(h);
+        }
+        // Told to go, every pod reaches its end, and nothing is left.
+        sim.desired.stop = stopping(pod("Always", &[], &[]), true).stop;
+        let plan = sim.settle();
+        prop_assert_eq!(plan.phase, Phase::Gone);
+        prop_assert!(sim.seen.is_empty() && !sim.cgroup);
+    }
+}

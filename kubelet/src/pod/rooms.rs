@@ -1,0 +1,49 @@
+//! The rooms an actor asks to get its steps done. Built once by `assemble`, shared by every actor.
+
+use super::translate::NodeFacts;
+use crate::cgroup::Cgroups;
+use crate::clock::Clock;
+use crate::event::Recorder;
+use crate::image::Images;
+use crate::metrics::Metrics;
+use crate::pleg::Pleg;
+use crate::status::{NodeIdentity, Statuses};
+use crate::volume::Volumes;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What every actor holds.
+#[derive(Debug)]
+pub struct Rooms {
+    /// The runtime.
+    pub runtime: cri::Client,
+    /// Looks at it.
+    pub pleg: Pleg,
+    /// Images.
+    pub images: Images,
+    /// Volumes and the pods' directories.
+    pub volumes: Volumes,
+    /// The pods' cgroups.
+    pub cgroups: Cgroups,
+    /// Where the links to log files are: `/var/log/containers`.
+    pub log_links_dir: PathBuf,
+    /// Facts of the node that go into CRI messages.
+    pub facts: Arc<NodeFacts>,
+    /// Facts of the node that go into statuses.
+    pub identity: NodeIdentity,
+    /// Where statuses are published.
+    pub statuses: Statuses,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// What is measured.
+    pub metrics: Metrics,
+    /// `/etc/hosts` of the node, for pods on its network.
+    pub host_hosts_file: PathBuf,
+    /// The runtime can make read-only mounts recursively so.
+    pub recursive_read_only: bool,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Cap of the crash back-off.
+    pub backoff_cap: Duration,
+}

@@ -1,0 +1,212 @@
+//! [`api_status`]: a pod's status from what should be, what is, and where its actor stands. Pure.
+
+use super::conditions::{self, FAILED, PENDING, RUNNING, SUCCEEDED};
+use super::container::{self, container_status};
+use crate::api::{self, Pod, PodStatus};
+use crate::event::ContainerList;
+use crate::pleg::observed::Observed;
+use crate::pod::plan::{Outcome, Phase, Waiting};
+use crate::pod::translate::{self, ResourceList};
+use crate::quantity::{self, Nano};
+use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What a status says of the node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeIdentity {
+    /// `hostIPs`, primary first.
+    pub ips: Vec<IpAddr>,
+    /// Prefix of container ids: the runtime's name.
+    pub runtime_name: String,
+}
+
+/// Everything a status depends on.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The pod as its source gave it.
+    pub pod: &'a Pod,
+    /// What was last seen of it.
+    pub observed: &'a Observed,
+    /// Where its actor stands.
+    pub phase: Phase,
+    /// How its own work ended, if it did.
+    pub outcome: Option<Outcome>,
+    /// Containers that wait, and why.
+    pub waiting: &'a BTreeMap<String, Waiting>,
+    /// The node refused the pod: reason and message.
+    pub rejected: Option<(&'a str, &'a str)>,
+    /// It has a working sandbox.
+    pub sandbox_up: bool,
+    /// The status last published.
+    pub previous: Option<&'a PodStatus>,
+    /// When the agent took the pod on.
+    pub start_time: jiff::Timestamp,
+    /// Now.
+    pub now: jiff::Timestamp,
+    /// The node.
+    pub node: &'a NodeIdentity,
+}
+
+/// The status to publish.
+pub fn api_status(input: &Input<'_>) -> PodStatus {
+    let mut status = PodStatus {
+        observed_generation: input.pod.metadata.generation,
+        qos_class: Some(translate::qos_class(input.pod).as_str().to_owned()),
+        start_time: Some(Time(whole_seconds(input.start_time))),
+        ..Default::default()
+    };
+    if let Some((reason, message)) = input.rejected {
+        status.phase = Some(FAILED.to_owned());
+        status.reason = Some(reason.to_owned());
+        status.message = Some(format!("Pod was rejected: {message}"));
+        return status;
+    }
+    containers(input, &mut status);
+    let computed = phase(input, &status);
+    status.conditions = Some(conditions::conditions(input, computed, &status));
+    status.phase = Some(held_back(input, computed).to_owned());
+    if input.phase >= Phase::Terminated {
+        end(&mut status, computed);
+    }
+    addresses(input, &mut status);
+    resources(input, &mut status);
+    status
+}
+
+fn whole_seconds(t: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(t.as_second()).unwrap_or(t)
+}
+
+fn containers(input: &Input<'_>, status: &mut PodStatus) {
+    let spec = api::spec(input.pod);
+    let list = |list: ContainerList, of: &[api::Container]| -> Option<Vec<ContainerStatus>> {
+        let all: Vec<_> = of.iter().map(|c| container_status(input, list, c)).collect();
+        (!all.is_empty()).then_some(all)
+    };
+    status.container_statuses = list(ContainerList::Regular, &spec.containers);
+    status.init_container_statuses =
+        list(ContainerList::Init, spec.init_containers.as_deref().unwrap_or_default());
+}
+
+/// The phase as the containers alone have it.
+fn phase(input: &Input<'_>, status: &PodStatus) -> &'static str {
+    let policy = api::spec(input.pod).restart_policy.as_deref().unwrap_or("Always");
+    let never = policy == "Never";
+    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
+    let mut init_pending = false;
+    for s in status.init_container_statuses.iter().flatten() {
+        match ended(s) {
+            Some(0) => {}
+            Some(_) if never => return FAILED,
+            _ => init_pending = true,
+        }
+    }
+    for s in status.container_statuses.iter().flatten() {
+        if s.state.as_ref().is_some_and(|st| st.running.is_some()) {
+            running += 1;
+        } else if let Some(code) = ended(s) {
+            stopped += 1;
+            succeeded += usize::from(code == 0);
+        } else if s.last_state.as_ref().is_some_and(|l| l.terminated.is_some()) {
+            stopped += 1;
+        } else {
+            waiting += 1;
+        }
+    }
+    if waiting > 0 || (init_pending && running == 0 && stopped == 0) {
+        return PENDING;
+    }
+    if running > 0 {
+        return RUNNING;
+    }
+    let final_now = input.phase >= Phase::Terminated;
+    match policy {
+        "Always" if !final_now => RUNNING,
+        _ if stopped == succeeded => SUCCEEDED,
+        "OnFailure" if !final_now => RUNNING,
+        _ => FAILED,
+    }
+}
+
+fn ended(s: &ContainerStatus) -> Option<i32> {
+    s.state.as_ref()?.terminated.as_ref().map(|t| t.exit_code)
+}
+
+/// A pod does not reach a final phase before everything of it has stopped.
+fn held_back(input: &Input<'_>, computed: &'static str) -> &'static str {
+    if computed != SUCCEEDED && computed != FAILED || input.phase >= Phase::Terminated {
+        return computed;
+    }
+    match input.previous.and_then(|p| p.phase.as_deref()) {
+        Some(PENDING) => PENDING,
+        _ => RUNNING,
+    }
+}
+
+/// What an ended pod's status must be even where containers were never found.
+fn end(status: &mut PodStatus, computed: &str) {
+    if computed != SUCCEEDED && computed != FAILED {
+        status.phase = Some(FAILED.to_owned());
+    }
+    let lose = |s: &mut ContainerStatus| {
+        if s.state.as_ref().is_none_or(|st| st.terminated.is_none()) {
+            s.state = Some(container::lost());
+        }
+    };
+    let inits = status.init_container_statuses.as_deref_mut().unwrap_or_default();
+    let initialized = inits.last().is_none_or(|s| ended(s) == Some(0));
+    let touched = |s: &ContainerStatus| {
+        s.state.as_ref().is_none_or(|st| st.waiting.is_none())
+            || s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+    };
+    // Of init containers only those up to the last one that was ever run count as lost, and always the first.
+    let reached = inits.iter().rposition(touched).map_or(1, |i| i + 1).min(inits.len());
+    inits[..reached].iter_mut().for_each(lose);
+    if initialized {
+        status.container_statuses.iter_mut().flatten().for_each(lose);
+    }
+}
+
+fn addresses(input: &Input<'_>, status: &mut PodStatus) {
+    let text = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let host = text(&input.node.ips);
+    status.host_ip = host.first().cloned();
+    status.host_ips = (!host.is_empty()).then(|| host.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+    let on_host = api::spec(input.pod).host_network.unwrap_or(false);
+    let seen = input.observed.sandbox().map(|s| text(&s.ips)).unwrap_or_default();
+    let ips = match () {
+        () if on_host && input.observed.sandbox().is_some() => host,
+        () if !seen.is_empty() => seen,
+        // A stopped sandbox has lost its addresses; the pod's status keeps them.
+        () => input
+            .previous
+            .and_then(|p| p.pod_ips.as_ref())
+            .map(|ips| ips.iter().map(|i| i.ip.clone()).collect())
+            .unwrap_or_default(),
+    };
+    status.pod_ip = ips.first().cloned();
+    status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
+}
+
+fn resources(input: &Input<'_>, status: &mut PodStatus) {
+    let total = translate::pod_resources(input.pod);
+    let (requests, limits) = (quantities(&total.requests), quantities(&total.limits));
+    status.allocated_resources = (!requests.is_empty()).then(|| requests.clone());
+    status.resources = Some(ResourceRequirements {
+        claims: None,
+        limits: (!limits.is_empty()).then_some(limits),
+        requests: (!requests.is_empty()).then_some(requests),
+    });
+}
+
+/// Sums as the API prints them: memory in binary units, all else in decimal ones.
+fn quantities(list: &ResourceList) -> BTreeMap<String, Quantity> {
+    let text = |name: &str, value: Nano| match name {
+        "memory" | "ephemeral-storage" => quantity::binary(value.value()),
+        _ => value.to_string(),
+    };
+    list.iter().map(|(name, value)| (name.clone(), Quantity(text(name, *value)))).collect()
+}

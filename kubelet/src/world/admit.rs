@@ -1,0 +1,217 @@
+//! Admission: may this pod run on this node, beside what is promised already? Pure; reasons and messages are
+//! upstream's.
+
+use super::books::Promised;
+use crate::api::{self, Container, Pod};
+use crate::pod::translate;
+use crate::quantity::Nano;
+
+/// What the node has to give.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Milli-CPU pods may request.
+    pub cpu_milli: i64,
+    /// Bytes of memory pods may request.
+    pub memory: i64,
+    /// Bytes of local storage pods may request.
+    pub ephemeral_storage: i64,
+    /// Pods at once (`maxPods`, `podsPerCore`).
+    pub pods: i64,
+    /// Sysctls that may be set although they are not safe (`allowedUnsafeSysctls`); a trailing `*` matches a prefix.
+    pub unsafe_sysctls: Vec<String>,
+}
+
+/// Why a pod is refused: `status.reason` and the end of `status.message`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Such as `OutOfcpu`.
+    pub reason: String,
+    /// Such as `Node didn't have enough resource: cpu, requested: 50000, used: 0, capacity: 2000`.
+    pub message: String,
+}
+
+impl Rejection {
+    fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+
+    fn resource(name: &str, requested: i64, used: i64, capacity: i64) -> Self {
+        Self::new(
+            &format!("OutOf{name}"),
+            format!(
+                "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
+        )
+    }
+}
+
+/// May `pod` run beside what is `promised`?
+pub fn admit(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
+    supported(pod)?;
+    sysctls(pod, node)?;
+    resources(pod, promised, node)?;
+    host_ports(pod, promised)
+}
+
+fn resources(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
+    if promised.pods() + 1 > node.pods {
+        return Err(Rejection::resource("pods", 1, promised.pods(), node.pods));
+    }
+    let asked = translate::pod_resources(pod);
+    let whole = |name: &str, value: Nano| if name == "cpu" { value.milli() } else { value.value() };
+    for (name, capacity) in
+        [("cpu", node.cpu_milli), ("memory", node.memory), ("ephemeral-storage", node.ephemeral_storage)]
+    {
+        let requested = asked.requests.get(name).map_or(0, |v| whole(name, *v));
+        let used = promised.requested(name);
+        if requested > 0 && requested.saturating_add(used) > capacity {
+            return Err(Rejection::resource(name, requested, used, capacity));
+        }
+    }
+    // No device plugins yet: the node has none of any extended resource, and huge pages are not shared out.
+    for (name, value) in &asked.requests {
+        let known = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
+        if !known && value.value() > 0 {
+            return Err(Rejection::resource(name, value.value(), 0, 0));
+        }
+    }
+    Ok(())
+}
+
+fn host_ports(pod: &Pod, promised: &Promised) -> Result<(), Rejection> {
+    if host_ports_of(pod).any(|p| promised.conflicts(&p)) {
+        return Err(Rejection::new(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        ));
+    }
+    Ok(())
+}
+
+/// A port of the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Empty or `0.0.0.0` is every address.
+    pub ip: String,
+    /// The port.
+    pub port: i32,
+}
+
+/// Every port of the node that `pod` takes.
+pub fn host_ports_of(pod: &Pod) -> impl Iterator<Item = HostPort> {
+    let ports = api::spec(pod).containers.iter().flat_map(|c| c.ports.iter().flatten());
+    ports.filter_map(|p| {
+        Some(HostPort {
+            protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            ip: p.host_ip.clone().unwrap_or_default(),
+            port: p.host_port.filter(|n| *n > 0)?,
+        })
+    })
+}
+
+/// Sysctls that are namespaced and cannot harm other pods; upstream's list.
+const SAFE_SYSCTLS: [&str; 14] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.ipv4.tcp_slow_start_after_idle",
+    "net.ipv4.tcp_notsent_lowat",
+];
+
+fn sysctls(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+    let spec = api::spec(pod);
+    let asked = spec.security_context.as_ref().and_then(|s| s.sysctls.as_deref()).unwrap_or_default();
+    for s in asked {
+        let name = s.name.replace('/', ".");
+        let forbidden =
+            |why: &str| Rejection::new("SysctlForbidden", format!("forbidden sysctl: \"{name}\" {why}"));
+        if spec.host_network.unwrap_or(false) && name.starts_with("net.") {
+            return Err(forbidden("not allowed with host net enabled"));
+        }
+        if spec.host_ipc.unwrap_or(false)
+            && (name.starts_with("kernel.shm") || name.starts_with("fs.mqueue."))
+        {
+            return Err(forbidden("not allowed with host ipc enabled"));
+        }
+        let listed = node.unsafe_sysctls.iter().any(|allowed| match allowed.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == *allowed,
+        });
+        if !listed && !SAFE_SYSCTLS.contains(&name.as_str()) {
+            return Err(forbidden("not allowlisted"));
+        }
+    }
+    Ok(())
+}
+
+/// What this agent does not do yet is refused, by the field's name, never ignored.
+fn supported(pod: &Pod) -> Result<(), Rejection> {
+    let missing = |field: String, what: &str| {
+        Err(Rejection::new("UnsupportedPodSpec", format!("{field}: {what} not supported yet")))
+    };
+    let spec = api::spec(pod);
+    if spec.active_deadline_seconds.is_some() {
+        return missing("spec.activeDeadlineSeconds".to_owned(), "deadlines are");
+    }
+    if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
+        return missing("spec.resourceClaims".to_owned(), "dynamic resource allocation is");
+    }
+    if spec.runtime_class_name.as_ref().is_some_and(|n| !n.is_empty()) {
+        return missing("spec.runtimeClassName".to_owned(), "runtime classes are");
+    }
+    if spec.host_users == Some(false) {
+        return missing("spec.hostUsers".to_owned(), "user namespaces are");
+    }
+    if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
+        return missing("spec.ephemeralContainers".to_owned(), "ephemeral containers are");
+    }
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let lists = [("initContainers", inits), ("containers", spec.containers.as_slice())];
+    for (list, containers) in lists {
+        for (i, c) in containers.iter().enumerate() {
+            if let Some((field, what)) = unsupported_in(c) {
+                return missing(format!("spec.{list}[{i}].{field}"), what);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
+    let probes = [
+        ("livenessProbe", c.liveness_probe.is_some()),
+        ("readinessProbe", c.readiness_probe.is_some()),
+        ("startupProbe", c.startup_probe.is_some()),
+    ];
+    if let Some((field, _)) = probes.iter().find(|(_, set)| *set) {
+        return Some((field, "probes are"));
+    }
+    if c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some() || l.pre_stop.is_some()) {
+        return Some(("lifecycle", "hooks are"));
+    }
+    if c.restart_policy.is_some() || c.restart_policy_rules.is_some() {
+        return Some(("restartPolicy", "sidecars and container restart policies are"));
+    }
+    if c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") {
+        return Some(("terminationMessagePolicy", "the fallback to logs is"));
+    }
+    None
+}
+
+/// The value of a request, for the books.
+pub(super) fn requested(pod: &Pod, name: &str) -> i64 {
+    let asked = translate::pod_resources(pod);
+    let value = asked.requests.get(name).copied().unwrap_or_default();
+    if name == "cpu" { value.milli() } else { value.value() }
+}

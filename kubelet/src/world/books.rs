@@ -1,0 +1,61 @@
+//! The books: what is promised to the pods that were admitted. Kept by the task alone; no I/O.
+
+use super::admit::{self, HostPort};
+use crate::api::{Pod, PodUid, Qos};
+use crate::pod::translate;
+use std::collections::HashMap;
+
+/// What every admitted pod that has not ended holds.
+#[derive(Clone, Debug, Default)]
+pub struct Promised {
+    pods: HashMap<PodUid, Share>,
+}
+
+#[derive(Clone, Debug)]
+struct Share {
+    requests: [i64; 3],
+    burstable: bool,
+    ports: Vec<HostPort>,
+}
+
+const NAMES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+impl Promised {
+    /// How many pods.
+    pub fn pods(&self) -> i64 {
+        i64::try_from(self.pods.len()).unwrap_or(i64::MAX)
+    }
+
+    /// The sum of requests for `name`: milli-CPU, or bytes.
+    pub fn requested(&self, name: &str) -> i64 {
+        let Some(at) = NAMES.iter().position(|n| *n == name) else { return 0 };
+        self.pods.values().fold(0, |sum, s| sum.saturating_add(s.requests[at]))
+    }
+
+    /// Milli-CPU requested by the pods of the Burstable class.
+    pub fn burstable_milli(&self) -> u64 {
+        self.pods.values().filter(|s| s.burstable).map(|s| s.requests[0].unsigned_abs()).sum()
+    }
+
+    /// Another pod holds that port on an overlapping address.
+    pub fn conflicts(&self, wanted: &HostPort) -> bool {
+        let every = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
+        self.pods.values().flat_map(|s| &s.ports).any(|held| {
+            held.port == wanted.port
+                && held.protocol == wanted.protocol
+                && (every(&held.ip) || every(&wanted.ip) || held.ip == wanted.ip)
+        })
+    }
+
+    /// Books what `pod` asks for.
+    pub fn promise(&mut self, uid: PodUid, pod: &Pod) {
+        let requests = NAMES.map(|name| admit::requested(pod, name));
+        let burstable = translate::qos_class(pod) == Qos::Burstable;
+        self.pods.insert(uid, Share { requests, burstable, ports: admit::host_ports_of(pod).collect() });
+    }
+
+    /// Gives back what a pod held.
+    pub fn release(&mut self, uid: &PodUid) {
+        self.pods.remove(uid);
+    }
+}

@@ -1,0 +1,259 @@
+//! The task that keeps the world: one loop, one writer.
+//!
+//! Every arm of the select is cancel-safe: two channels, a oneshot and a `JoinSet`.
+
+use super::Directory;
+use super::admit::{self, Node, Rejection};
+use super::books::Promised;
+use super::orphans::{self, FullPicture};
+use crate::api::{self, Origin, Pod, PodRef, PodUid};
+use crate::event::{Event, Kind};
+use crate::pleg::observed::Picture;
+use crate::pod::desired::MINIMUM_GRACE;
+use crate::pod::{self, Desired, Rooms, Stop, StopReason};
+use crate::source::{SourceEvent, SourcePod};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{Id, JoinSet};
+
+type Name = (Arc<str>, Arc<str>);
+
+/// What the task is given at the start.
+#[derive(Debug)]
+pub struct Config {
+    /// What the node has to give.
+    pub node: Node,
+    /// The sources that will tell when they have told all.
+    pub sources: HashSet<Origin>,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub struct World {
+    rooms: Arc<Rooms>,
+    node: Node,
+    unsynced: HashSet<Origin>,
+    directory: Directory,
+    promised: Promised,
+    pods: HashMap<PodUid, Entry>,
+    /// Pods that wait until nothing is left of an older one of their name. The newest wins.
+    queued: HashMap<Name, SourcePod>,
+    actors: JoinSet<PodRef>,
+    ids: HashMap<Id, PodUid>,
+    picture: Option<Picture>,
+    swept: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pod: PodRef,
+    desired: watch::Sender<Desired>,
+}
+
+impl World {
+    /// A world without pods.
+    pub fn new(rooms: Arc<Rooms>, config: Config, directory: Directory) -> Self {
+        Self {
+            rooms,
+            node: config.node,
+            unsynced: config.sources,
+            directory,
+            promised: Promised::default(),
+            pods: HashMap::new(),
+            queued: HashMap::new(),
+            actors: JoinSet::new(),
+            ids: HashMap::new(),
+            picture: None,
+            swept: false,
+        }
+    }
+
+    /// Runs until the sources are gone (the agent is stopping). Pods go on running without it. Nothing is admitted
+    /// before `picture`: what already runs must not be refused for want of what it holds.
+    pub async fn run(mut self, mut events: mpsc::Receiver<SourceEvent>, picture: oneshot::Receiver<Picture>) {
+        let Ok(picture) = picture.await else { return };
+        self.picture = Some(picture);
+        self.sweep().await;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event).await,
+                    None => return,
+                },
+                Some(ended) = self.actors.join_next_with_id() => match ended {
+                    Ok((id, pod)) => { self.ids.remove(&id); self.gone(&pod) }
+                    Err(error) => self.panicked(error.id(), &error),
+                },
+            }
+        }
+    }
+
+    async fn event(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Put(pod) => self.put(pod),
+            SourceEvent::Gone { origin, uid } => self.source_gone(origin, &uid),
+            SourceEvent::Synced(origin) => {
+                self.unsynced.remove(&origin);
+                self.sweep().await;
+            }
+        }
+    }
+
+    fn put(&mut self, new: SourcePod) {
+        let pod = PodRef::of(&new.pod);
+        if let Some(entry) = self.pods.get(&pod.uid) {
+            return self.update(&entry.desired, new);
+        }
+        let name: Name = (pod.namespace.clone(), pod.name.clone());
+        if self.pods.values().any(|e| e.pod.namespace == name.0 && e.pod.name == name.1) {
+            tracing::info!(%pod, "waits for the older pod of that name to end");
+            self.queued.insert(name, new);
+            return;
+        }
+        self.take_on(pod, new);
+    }
+
+    /// A known pod's object changed: its spec, or it is to be deleted.
+    fn update(&self, desired: &watch::Sender<Desired>, new: SourcePod) {
+        self.directory.put(PodRef::of(&new.pod).uid, new.pod.clone());
+        desired.send_modify(|d| {
+            if let Some(stop) = deletion(&new.pod) {
+                merge_stop(&mut d.stop, stop);
+            }
+            d.pod = new.pod.clone();
+        });
+    }
+
+    fn take_on(&mut self, pod: PodRef, new: SourcePod) {
+        let runs = self
+            .picture
+            .as_ref()
+            .and_then(|p| p.pods.get(&pod.uid))
+            .is_some_and(|(_, seen)| !seen.is_empty());
+        let verdict = if runs { Ok(()) } else { admit::admit(&new.pod, &self.promised, &self.node) };
+        let mut stop = deletion(&new.pod);
+        match verdict {
+            Ok(()) => self.promised.promise(pod.uid.clone(), &new.pod),
+            Err(rejection) => stop = Some(self.reject(&pod, rejection)),
+        }
+        self.directory.put(pod.uid.clone(), new.pod.clone());
+        self.spawn(pod, Desired { pod: new.pod, origin: new.origin, stop }, new.arrived);
+        self.update_qos();
+    }
+
+    fn reject(&self, pod: &PodRef, Rejection { reason, message }: Rejection) -> Stop {
+        self.rooms.metrics.admission_rejections.with([&reason]).inc();
+        self.rooms.recorder.record(Event {
+            pod: Some(pod.clone()),
+            field_path: None,
+            kind: Kind::Warning,
+            reason: reason.clone().into(),
+            message: message.clone(),
+        });
+        Stop { why: StopReason::Rejected { reason, message }, grace: MINIMUM_GRACE, remove: false }
+    }
+
+    fn spawn(&mut self, pod: PodRef, desired: Desired, arrived: Instant) {
+        let (tx, rx) = watch::channel(desired);
+        let task = self.actors.spawn(pod::spawn(self.rooms.clone(), rx, arrived));
+        self.ids.insert(task.id(), pod.uid.clone());
+        self.pods.insert(pod.uid.clone(), Entry { pod, desired: tx });
+    }
+
+    fn source_gone(&mut self, origin: Origin, uid: &PodUid) {
+        self.queued.retain(|_, waiting| PodRef::of(&waiting.pod).uid != *uid);
+        let Some(entry) = self.pods.get(uid) else { return };
+        entry.desired.send_modify(|d| {
+            if d.origin != origin {
+                return;
+            }
+            let grace = d.stop.as_ref().map_or_else(|| grace_of(&d.pod), |s| s.grace);
+            merge_stop(&mut d.stop, Stop { why: StopReason::Deleted, grace, remove: true });
+        });
+    }
+
+    /// Nothing of `pod` is left: give back what it held, and let the next one of its name begin.
+    fn gone(&mut self, pod: &PodRef) {
+        self.pods.remove(&pod.uid);
+        self.promised.release(&pod.uid);
+        self.directory.remove(&pod.uid);
+        if let Some(picture) = &mut self.picture {
+            picture.pods.remove(&pod.uid);
+        }
+        self.update_qos();
+        if let Some(next) = self.queued.remove(&(pod.namespace.clone(), pod.name.clone())) {
+            self.put(next);
+        }
+    }
+
+    /// A bug in one actor must not cost its pod: it begins anew from what is.
+    fn panicked(&mut self, id: Id, error: &tokio::task::JoinError) {
+        let Some(uid) = self.ids.remove(&id) else { return };
+        tracing::error!(%uid, %error, "a pod's actor panicked; starting it again");
+        if let Some(Entry { pod, desired }) = self.pods.remove(&uid) {
+            let last = desired.borrow().clone();
+            self.spawn(pod, last, Instant::now());
+        }
+    }
+
+    /// Once, when all sources have told all: end and remove what nobody wants.
+    async fn sweep(&mut self) {
+        if self.swept || !self.unsynced.is_empty() || self.picture.is_none() {
+            return;
+        }
+        self.swept = true;
+        let token = FullPicture::new();
+        let queued = self.queued.values().map(|p| PodRef::of(&p.pod).uid);
+        let wanted: HashSet<PodUid> = self.pods.keys().cloned().chain(queued).collect();
+        let mut orders = match &self.picture {
+            Some(picture) => orphans::in_runtime(&token, picture, &wanted),
+            None => Vec::new(),
+        };
+        let known: HashSet<PodUid> =
+            wanted.into_iter().chain(orders.iter().map(|(p, _)| p.uid.clone())).collect();
+        let rooms = self.rooms.clone();
+        match tokio::task::spawn_blocking(move || orphans::on_disk(&token, &rooms, &known)).await {
+            Ok(more) => orders.extend(more),
+            Err(error) => tracing::error!(%error, "looking for leftovers panicked"),
+        }
+        for (pod, desired) in orders {
+            tracing::info!(%pod, "no source has this pod: removing it");
+            self.spawn(pod, desired, Instant::now());
+        }
+    }
+
+    /// The Burstable class as a whole has the CPU shares that its pods request.
+    fn update_qos(&self) {
+        if let Err(error) = self.rooms.cgroups.update_qos(self.promised.burstable_milli()) {
+            tracing::warn!(%error, "cannot update the QoS cgroups");
+        }
+    }
+}
+
+fn grace_of(pod: &Pod) -> Duration {
+    let seconds = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or(api::spec(pod).termination_grace_period_seconds)
+        .unwrap_or(30);
+    Duration::from_secs(seconds.try_into().unwrap_or(0))
+}
+
+/// The order in a pod object that is being deleted.
+fn deletion(pod: &Pod) -> Option<Stop> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    Some(Stop { why: StopReason::Deleted, grace: grace_of(pod), remove: false })
+}
+
+/// Orders only get stronger: a shorter grace, a removal.
+fn merge_stop(into: &mut Option<Stop>, new: Stop) {
+    match into {
+        Some(old) => {
+            old.grace = old.grace.min(new.grace);
+            old.remove |= new.remove;
+        }
+        None => *into = Some(new),
+    }
+}
