@@ -11,6 +11,7 @@
 //! The binary (`main.rs`) only parses the command line and hands over to [`assemble`].
 
 pub mod api;
+pub mod assemble;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
@@ -22,9 +23,12 @@ pub mod mountinfo;
 pub mod node;
 pub mod pleg;
 pub mod pod;
+pub mod process;
 pub mod quantity;
 pub mod server;
+pub mod settings;
 pub mod source;
 pub mod status;
+pub mod view;
 pub mod volume;
 pub mod world;

@@ -37,8 +37,6 @@ pub struct ReadOptions {
     pub filter: Filter,
     /// Only the last lines of the file as it is at the beginning.
     pub tail_lines: Option<u64>,
-    /// Go on until the container has exited and all was read.
-    pub follow: bool,
 }
 
 /// The log cannot be read (further).
@@ -105,24 +103,21 @@ enum Look {
 }
 
 impl Reader {
-    /// Opens the log at `path`. `running` tells whether the container still runs; `watcher` is needed to follow.
+    /// Opens the log at `path`. With `follow` the reader goes on until the container has exited, as `running` tells,
+    /// and all was read; without, it ends where the file ends.
     pub async fn open(
         path: &Path,
         options: ReadOptions,
         running: latest::Receiver<bool>,
-        watcher: &Watcher,
+        follow: Option<&Watcher>,
     ) -> Result<Self, ReadError> {
         let (asked, tail) = (path.to_path_buf(), options.tail_lines);
         let opened = blocking(move || open(&asked, tail)).await;
         let failed = |source| ReadError::Open { path: path.to_path_buf(), source };
         let (path, file, pos) = opened.map_err(failed)??;
-        let watch = if options.follow {
-            let dir = path.parent().unwrap_or(Path::new("/"));
-            let failed = |source| ReadError::Watch { path: path.clone(), source };
-            Some(watcher.watch(dir).map_err(failed)?)
-        } else {
-            None
-        };
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let failed = |source| ReadError::Watch { path: path.clone(), source };
+        let watch = follow.map(|watcher| watcher.watch(dir)).transpose().map_err(failed)?;
         let decoder = Decoder::new(options.filter);
         let file = Arc::new(file);
         Ok(Self {
@@ -310,8 +305,9 @@ mod tests {
             File::create(self.path()).unwrap()
         }
         async fn open(&self, follow: bool, tail_lines: Option<u64>) -> Reader {
-            let options = ReadOptions { follow, tail_lines, ..ReadOptions::default() };
-            Reader::open(&self.path(), options, self.running.subscribe(), &self.watcher).await.unwrap()
+            let options = ReadOptions { tail_lines, ..ReadOptions::default() };
+            let follow = follow.then_some(&self.watcher);
+            Reader::open(&self.path(), options, self.running.subscribe(), follow).await.unwrap()
         }
     }
 
@@ -447,9 +443,9 @@ mod tests {
         let mut log = Log::new();
         log.line("0123456789");
         let filter = Filter { limit_bytes: Some(4), ..Filter::default() };
-        let options = ReadOptions { filter, follow: true, tail_lines: None };
+        let options = ReadOptions { filter, tail_lines: None };
         let running = log.running.subscribe();
-        let mut reader = Reader::open(&log.path(), options, running, &log.watcher).await.unwrap();
+        let mut reader = Reader::open(&log.path(), options, running, Some(&log.watcher)).await.unwrap();
         assert_eq!(rest(&mut reader).await, "0123");
     }
 
@@ -457,7 +453,7 @@ mod tests {
     async fn what_is_no_log_file_is_refused() {
         let log = Log::new();
         let open = async |path: PathBuf| {
-            Reader::open(&path, ReadOptions::default(), log.running.subscribe(), &log.watcher)
+            Reader::open(&path, ReadOptions::default(), log.running.subscribe(), None)
                 .await
                 .unwrap_err()
                 .to_string()
@@ -494,9 +490,8 @@ mod tests {
         let file = path.join("0.log");
         log.out = File::create(&file).unwrap();
         log.line("x");
-        let options = ReadOptions { follow: true, ..ReadOptions::default() };
-        let running = log.running.subscribe();
-        let mut reader = Reader::open(&file, options, running, &log.watcher).await.unwrap();
+        let (options, running) = (ReadOptions::default(), log.running.subscribe());
+        let mut reader = Reader::open(&file, options, running, Some(&log.watcher)).await.unwrap();
         assert_eq!(take(&mut reader, 2).await, "x\n");
         log.line("y");
         std::fs::remove_dir_all(&path).unwrap();

@@ -1,0 +1,253 @@
+//! Puts the agent together: the only module that knows every room.
+//!
+//! Start-up order is in the types. [`Agent::start`] takes a runtime that has answered (its [`Capabilities`]), makes the
+//! node's cgroups and directories, starts pleg, world, sources and server, and returns at once; pods are taken on as
+//! soon as pleg has the first full picture. Nothing that was running is touched by any of this.
+//!
+//! | task | takes | gives |
+//! | --- | --- | --- |
+//! | pleg | runtime events, look requests | `watch<Arc<Observed>>` per pod, one `Picture` |
+//! | world | `SourceEvent`s, the `Picture` | `watch<Desired>` per pod, the `Directory` |
+//! | a pod's actor | `Desired`, `Observed` | calls to the runtime, statuses, events |
+//! | file source | inotify | `SourceEvent`s |
+//! | server | HTTP | what the [`View`] shows |
+
+use crate::api::{Origin, Pod, PodRef};
+use crate::cgroup::{CgroupConfig, Cgroups, NodeValues};
+use crate::clock::Clock;
+use crate::event::Recorder;
+use crate::image::{Images, PullConfig};
+use crate::metrics::Metrics;
+use crate::pleg::{self, Pleg};
+use crate::pod::Rooms;
+use crate::pod::translate::NodeFacts;
+use crate::source::{self, SourceEvent};
+use crate::status::{NodeIdentity, Statuses};
+use crate::volume::{VolumeConfig, Volumes};
+use crate::world::{self, Directory, World, admit};
+use cri::Capabilities;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Everything the agent is told; `settings` makes it from flags and configuration, tests by hand.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `--root-dir`
+    pub root_dir: PathBuf,
+    /// `--cert-dir`
+    pub cert_dir: PathBuf,
+    /// Where the links to containers' log files go.
+    pub log_links_dir: PathBuf,
+    /// The node's `/etc/hosts`.
+    pub host_hosts_file: PathBuf,
+    /// `/proc/self/mountinfo`
+    pub mount_table: PathBuf,
+    /// What goes into CRI messages; what the runtime announced is filled in at start.
+    pub facts: NodeFacts,
+    /// What pods may have of the node.
+    pub node: admit::Node,
+    /// The node's cgroups.
+    pub cgroup: CgroupConfig,
+    /// Values of the cgroup that holds all pods.
+    pub node_cgroup: NodeValues,
+    /// `crashLoopBackOff.maxContainerRestartPeriod`
+    pub backoff_cap: Duration,
+    /// The wall clock.
+    pub clock: Clock,
+    /// How images are pulled.
+    pub images: PullConfig,
+    /// How often pleg looks when nothing tells it to.
+    pub pleg: pleg::Config,
+    /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).
+    pub manifests: Option<(PathBuf, Duration)>,
+    /// Another source will feed [`Agent::sources`] and tell when it is synced.
+    pub other_sources: HashSet<Origin>,
+}
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The node's cgroups.
+    #[error("cannot set up the node's cgroups: {0}")]
+    Cgroup(#[from] crate::cgroup::Error),
+    /// The cgroup hierarchy lacks what pods need.
+    #[error("cgroup controllers {0:?} are not available")]
+    Controllers(Vec<&'static str>),
+    /// A directory.
+    #[error("cannot set up the agent's directories: {0}")]
+    Volume(#[from] crate::volume::IoError),
+    /// Another directory.
+    #[error("cannot make {path}: {source}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Manifests cannot be watched.
+    #[error("staticPodPath: cannot watch it: {0}")]
+    Watch(std::io::Error),
+    /// The agent's cgroup driver is not the runtime's.
+    #[error(
+        "cgroupDriver: the runtime uses {runtime}, the agent is configured for {agent}; pods would be in two hierarchies"
+    )]
+    Driver {
+        /// What the runtime announced.
+        runtime: &'static str,
+        /// What is configured.
+        agent: &'static str,
+    },
+}
+
+/// The running agent. Dropping it ends its tasks and leaves every pod running.
+#[derive(Debug)]
+pub struct Agent {
+    /// Feeds pods to `world`, beside the file source.
+    pub sources: mpsc::Sender<SourceEvent>,
+    /// The pods' statuses.
+    pub statuses: Statuses,
+    /// The pods.
+    pub directory: Directory,
+    /// Events.
+    pub recorder: Recorder,
+    /// Measurements.
+    pub metrics: Metrics,
+    /// Looks at the runtime.
+    pub pleg: Pleg,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Agent {
+    /// Starts everything on `runtime`, which announced `capabilities`.
+    ///
+    /// # Errors
+    /// What the node must have and has not; see [`StartError`].
+    pub fn start(
+        settings: Settings,
+        runtime: cri::Client,
+        capabilities: &Capabilities,
+        metrics: Metrics,
+    ) -> Result<Self, StartError> {
+        check_driver(&settings.cgroup, capabilities)?;
+        let cgroups = Cgroups::detect(settings.cgroup)?;
+        let missing = cgroups.missing_controllers();
+        if !missing.is_empty() {
+            return Err(StartError::Controllers(missing));
+        }
+        cgroups.setup_node(&settings.node_cgroup)?;
+        let volumes = Volumes::new(VolumeConfig {
+            root_dir: settings.root_dir.clone(),
+            mount_table: settings.mount_table,
+            allocatable_memory: Some(settings.facts.allocatable.memory_bytes),
+        })?;
+        for dir in [&settings.facts.pod_logs_dir, &settings.log_links_dir] {
+            std::fs::create_dir_all(dir)
+                .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
+        }
+        let recorder = Recorder::new(1024);
+        let (pleg, picture) = Pleg::spawn(runtime.clone(), settings.pleg);
+        let mut facts = settings.facts;
+        let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
+        facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;
+        facts.runtime.user_namespaces = handler.user_namespaces;
+        let statuses = Statuses::default();
+        let rooms = Arc::new(Rooms {
+            images: Images::new(
+                Arc::new(runtime.clone()),
+                settings.images,
+                recorder.clone(),
+                metrics.clone(),
+            ),
+            runtime,
+            pleg: pleg.clone(),
+            volumes,
+            cgroups,
+            log_links_dir: settings.log_links_dir,
+            identity: NodeIdentity {
+                ips: facts.node_ips.clone(),
+                runtime_name: capabilities.runtime_name.clone(),
+            },
+            facts: Arc::new(facts),
+            statuses: statuses.clone(),
+            recorder: recorder.clone(),
+            metrics: metrics.clone(),
+            host_hosts_file: settings.host_hosts_file,
+            recursive_read_only: handler.recursive_read_only_mounts,
+            clock: settings.clock,
+            backoff_cap: settings.backoff_cap,
+        });
+        let directory = Directory::default();
+        let (sources, events) = mpsc::channel(256);
+        let mut expected = settings.other_sources;
+        let mut tasks = Vec::new();
+        if let Some((dir, net)) = settings.manifests {
+            expected.insert(Origin::File);
+            let file =
+                source::file::spawn(dir, &rooms.facts.node_name, net, sources.clone(), recorder.clone());
+            tasks.push(file.map_err(StartError::Watch)?.task);
+        }
+        let config = world::Config { node: settings.node, sources: expected };
+        let world = World::new(rooms, config, directory.clone());
+        tasks.push(tokio::spawn(world.run(events, picture)));
+        Ok(Self { sources, statuses, directory, recorder, metrics, pleg, tasks })
+    }
+
+    /// Every pod of the node with its present status.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.directory.all().iter().map(|pod| self.with_status(pod)).collect()
+    }
+
+    /// The pod of that namespace and name with its present status.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.directory.named(namespace, name).map(|pod| self.with_status(&pod))
+    }
+
+    /// Whether the loops make progress: the runtime has been seen whole, and lately.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever asks for health.
+    pub fn healthy(&self) -> Result<(), String> {
+        let health = self.pleg.health();
+        match (health.last_full, health.error) {
+            (None, None) => Err("the container runtime has not been seen whole yet".to_owned()),
+            (_, Some(error)) => Err(format!("the container runtime cannot be seen: {error}")),
+            (Some(_), None) => Ok(()),
+        }
+    }
+
+    fn with_status(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        match self.statuses.get(&PodRef::of(pod).uid) {
+            Some(status) => Arc::new(Pod { status: Some((*status).clone()), ..(**pod).clone() }),
+            None => pod.clone(),
+        }
+    }
+}
+
+/// A runtime that says which driver it uses must be believed.
+fn check_driver(config: &CgroupConfig, capabilities: &Capabilities) -> Result<(), StartError> {
+    use cri::v1::CgroupDriver;
+    let agent = match config.driver {
+        crate::cgroup::Driver::Cgroupfs => "cgroupfs",
+        crate::cgroup::Driver::Systemd => "systemd",
+    };
+    let runtime = match capabilities.cgroup_driver {
+        Some(CgroupDriver::Cgroupfs) | None => "cgroupfs",
+        Some(CgroupDriver::Systemd) => "systemd",
+    };
+    if capabilities.cgroup_driver.is_some() && runtime != agent {
+        return Err(StartError::Driver { runtime, agent });
+    }
+    Ok(())
+}

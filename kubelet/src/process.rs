@@ -1,0 +1,232 @@
+//! The process around the agent: logging, limits, the wait for the runtime, signals, the end.
+//!
+//! Called by `main`. The agent may be ended at any instant: nothing here has to run for pods to stay as they are.
+
+use crate::assemble::{Agent, Settings};
+use crate::config::Loaded;
+use crate::metrics::Metrics;
+use crate::server::{CertSource, SecureConfig, Server, ServerConfig};
+use crate::view::View;
+use anyhow::{Context, bail};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Logs go to standard error, as text or JSON (`logging.format`), as much as `logging.verbosity` says: from 4 on what
+/// each step does, from 6 on what libraries do. `RUST_LOG` overrides.
+pub fn init_logging(loaded: &Loaded) {
+    let logging = &loaded.config.logging;
+    let default = match logging.verbosity {
+        0..=3 => "info",
+        4..=5 => "info,kubelet=debug,cri=debug",
+        6..=7 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let to_stderr = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // A second initialisation can only come from a test in this process; its logs are as good.
+    let _ = if logging.format == "json" {
+        to_stderr.json().flatten_event(true).try_init()
+    } else {
+        to_stderr.with_ansi(false).try_init()
+    };
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The machine or the configuration does not allow it to run; the message names what.
+pub async fn run(loaded: &Loaded) -> anyhow::Result<()> {
+    check_machine(loaded)?;
+    limits(loaded);
+    let settings = Settings::from_loaded(loaded)?;
+    let metrics = Metrics::new(Path::new("/proc"));
+    metrics.set_node_name(&settings.facts.node_name);
+    let client = client(loaded, &metrics)?;
+    let view = Arc::new(View::new(loaded, &settings, client.clone()));
+    let server = Server::start(server_config(loaded, &settings)?, view.clone(), metrics.clone())
+        .await
+        .context("cannot serve the agent's API")?;
+    let mut end = Ended::listen()?;
+    let capabilities = tokio::select! {
+        capabilities = connected(&client) => capabilities,
+        () = end.wait() => return Ok(()),
+    };
+    tracing::info!(
+        runtime = capabilities.runtime_name,
+        version = capabilities.runtime_version,
+        events = capabilities.container_events,
+        "connected to the runtime"
+    );
+    let agent = Agent::start(settings, client, &capabilities, metrics)?;
+    view.agent_started(agent);
+    end.wait().await;
+    tracing::info!("ending; pods go on running");
+    server.stop(SERVER_GRACE).await;
+    Ok(())
+}
+
+/// How long open requests may go on when the agent ends.
+const SERVER_GRACE: Duration = Duration::from_millis(200);
+
+fn server_config(loaded: &Loaded, settings: &Settings) -> anyhow::Result<ServerConfig> {
+    let config = &loaded.config;
+    let socket = |ip: &str, port: i32, field: &str| -> anyhow::Result<Option<SocketAddr>> {
+        let ip: IpAddr = ip.parse().with_context(|| format!("{field}: {ip:?} is not an IP address"))?;
+        let port = u16::try_from(port).with_context(|| format!("{field}: port {port} is out of range"))?;
+        Ok((port != 0).then_some(SocketAddr::new(ip, port)))
+    };
+    let secure = match socket(&config.address, config.port, "address")? {
+        Some(address) if config.enable_server => Some(SecureConfig {
+            address,
+            certificate: if config.tls_cert_file.is_empty() {
+                CertSource::SelfMade {
+                    dir: settings.cert_dir.clone(),
+                    hostname: settings.facts.node_name.clone(),
+                }
+            } else {
+                CertSource::Files {
+                    cert: config.tls_cert_file.clone().into(),
+                    key: config.tls_private_key_file.clone().into(),
+                }
+            },
+            min_version: config.tls_min_version.clone(),
+            cipher_suites: config.tls_cipher_suites.clone(),
+            client_ca: loaded.access.client_ca_file.clone(),
+            anonymous: loaded.access.anonymous,
+            debugging: config.enable_debugging_handlers,
+            system_logs: config.enable_system_log_handler,
+            profiling: config.enable_profiling_handler,
+            debug_flags: config.enable_debug_flags_handler,
+        }),
+        _ => None,
+    };
+    let read_only = socket(&config.address, config.read_only_port, "address")?;
+    Ok(ServerConfig {
+        secure,
+        healthz: socket(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?,
+        read_only: read_only.filter(|_| config.enable_server),
+        split_log_streams: loaded.gates.enabled("PodLogsQuerySplitStreams"),
+        stall_timeout: config.streaming_connection_idle_timeout.to_std(),
+    })
+}
+
+fn client(loaded: &Loaded, metrics: &Metrics) -> anyhow::Result<cri::Client> {
+    let config = &loaded.config;
+    let connector =
+        cri::Connector::parse(&config.container_runtime_endpoint).context("containerRuntimeEndpoint")?;
+    let metrics = metrics.clone();
+    let mut builder = cri::Client::builder(connector)
+        .deadlines(cri::Deadlines { base: config.runtime_request_timeout.to_std(), ..Default::default() })
+        .observe(move |call| {
+            metrics.runtime_operation(operation(call.call), call.took, call.error.is_some())
+        });
+    if !config.image_service_endpoint.is_empty() {
+        builder = builder
+            .image(cri::Connector::parse(&config.image_service_endpoint).context("imageServiceEndpoint")?);
+    }
+    Ok(builder.build())
+}
+
+/// Upstream's name of a call in `kubelet_runtime_operations_total`.
+fn operation(call: &'static str) -> &'static str {
+    match call {
+        "Version" => "version",
+        "Status" => "status",
+        "RunPodSandbox" => "run_podsandbox",
+        "StopPodSandbox" => "stop_podsandbox",
+        "RemovePodSandbox" => "remove_podsandbox",
+        "PodSandboxStatus" => "podsandbox_status",
+        "ListPodSandbox" => "list_podsandbox",
+        "CreateContainer" => "create_container",
+        "StartContainer" => "start_container",
+        "StopContainer" => "stop_container",
+        "RemoveContainer" => "remove_container",
+        "ContainerStatus" => "container_status",
+        "ListContainers" => "list_containers",
+        "ExecSync" => "exec_sync",
+        "ImageStatus" => "image_status",
+        "ListImages" => "list_images",
+        "PullImage" => "pull_image",
+        "RemoveImage" => "remove_image",
+        "ImageFsInfo" => "image_fs_info",
+        other => other,
+    }
+}
+
+/// Waits for the runtime, saying so: a node whose runtime comes later is a node all the same.
+async fn connected(client: &cri::Client) -> Arc<cri::Capabilities> {
+    let wait = client.connected();
+    tokio::pin!(wait);
+    loop {
+        tokio::select! {
+            capabilities = &mut wait => return capabilities,
+            () = tokio::time::sleep(Duration::from_secs(10)) => {
+                if let cri::Connection::Disconnected { error, .. } = &*client.connection().borrow() {
+                    tracing::warn!(error, "still waiting for the container runtime");
+                }
+            }
+        }
+    }
+}
+
+/// What makes upstream refuse to start.
+fn check_machine(loaded: &Loaded) -> anyhow::Result<()> {
+    let config = &loaded.config;
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if config.fail_cgroup_v1 && !v2 {
+        bail!(
+            "failCgroupV1: true, and this machine uses cgroup v1; set failCgroupV1: false in the configuration to run \
+             on it"
+        );
+    }
+    if config.fail_swap_on {
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        if let Some(device) = swaps.lines().nth(1) {
+            bail!("failSwapOn: true, and swap is on: {device}; turn it off or set failSwapOn: false");
+        }
+    }
+    Ok(())
+}
+
+/// Limits of this process. A machine that denies them is told of once; the agent runs all the same.
+fn limits(loaded: &Loaded) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = loaded.config.max_open_files.unsigned_abs();
+    let now = getrlimit(Resource::Nofile);
+    let allowed = now.maximum.map_or(wanted, |max| max.min(wanted));
+    for limit in
+        [Rlimit { current: Some(wanted), maximum: Some(wanted) }, Rlimit { current: Some(allowed), ..now }]
+    {
+        match setrlimit(Resource::Nofile, limit) {
+            Ok(()) => break,
+            Err(error) => tracing::debug!(%error, wanted, "cannot raise the limit of open files"),
+        }
+    }
+    let adj = loaded.config.oom_score_adj;
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", adj.to_string()) {
+        tracing::warn!(%error, oom_score_adj = adj, "cannot set the agent's own OOM score");
+    }
+}
+
+/// The signals that end the agent.
+struct Ended {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Ended {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}

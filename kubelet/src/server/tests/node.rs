@@ -1,0 +1,86 @@
+//! A node with the pods the recording had: `facts-a` with two containers, one of which wrote two lines.
+
+use crate::api::Pod;
+use crate::server::{LogLookupError, LogTarget, NodeView, log_container};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+pub struct Fake {
+    pub pods: Mutex<Vec<Arc<Pod>>>,
+    pub health: Mutex<Result<(), String>>,
+    pub running: watch::Sender<bool>,
+    pub log: PathBuf,
+}
+
+impl Fake {
+    pub fn new(dir: &Path) -> Self {
+        let log = dir.join("c2.log");
+        std::fs::write(&log, "2026-01-01T00:00:00.5Z stdout F l1\n2026-01-01T00:00:01Z stderr F l2\n")
+            .unwrap();
+        let status = |name: &str| {
+            json!({
+                "name": name, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"running": {}}, "containerID": format!("containerd://{name}"),
+            })
+        };
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": "facts-a", "namespace": "demo", "uid": "UID"},
+            "spec": {"containers": [{"name": "c1"}, {"name": "c2"}]},
+            "status": {"containerStatuses": [status("c1"), status("c2")], "message": "x".repeat(4000)},
+        }));
+        Self {
+            pods: Mutex::new(vec![Arc::new(pod.unwrap())]),
+            health: Mutex::new(Ok(())),
+            running: watch::Sender::new(true),
+            log,
+        }
+    }
+
+    /// Writes a line as the runtime would.
+    pub fn write(&self, text: &str) {
+        let mut log = std::fs::File::options().append(true).open(&self.log).unwrap();
+        writeln!(log, "2026-01-01T00:00:02Z stdout F {text}").unwrap();
+    }
+}
+
+impl NodeView for Fake {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.lock().unwrap().clone()
+    }
+    fn running_pods(&self) -> BoxFuture<'_, Result<Vec<Pod>, String>> {
+        let bare = |pod: &Arc<Pod>| {
+            let mut pod = Pod::clone(pod);
+            pod.status = None;
+            pod
+        };
+        let pods = self.pods().iter().map(bare).collect();
+        async { Ok(pods) }.boxed()
+    }
+    fn container_log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogTarget, LogLookupError> {
+        let pods = self.pods();
+        let found = pods.iter().find(|p| {
+            p.metadata.namespace.as_deref() == Some(namespace) && p.metadata.name.as_deref() == Some(pod)
+        });
+        let found = found.ok_or_else(|| LogLookupError::NoPod { pod: pod.into() })?;
+        let id = log_container(found, container, previous)?;
+        let path = self.log.with_file_name(format!("{id}.log"));
+        Ok(LogTarget { path, running: self.running.subscribe() })
+    }
+    fn healthy(&self) -> Result<(), String> {
+        self.health.lock().unwrap().clone()
+    }
+    fn configz(&self) -> serde_json::Value {
+        json!({"address": "0.0.0.0", "filler": "x".repeat(4000)})
+    }
+}

@@ -1,0 +1,235 @@
+//! Flags and configuration, read against the machine, become the [`Settings`] that `assemble` starts from.
+//!
+//! Called once by `main`. It reads the machine (addresses, capacity, resolv.conf) and decides nothing that outlives it.
+
+use crate::assemble::Settings;
+use crate::cgroup::{CgroupConfig, NodeValues};
+use crate::clock::Clock;
+use crate::config::Loaded;
+use crate::image::PullConfig;
+use crate::log;
+use crate::node::{self, Capacity};
+use crate::pleg;
+use crate::pod::backoff;
+use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
+use crate::quantity;
+use crate::world::admit;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Why no settings can be made: the machine does not fit what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The node's name.
+    #[error(transparent)]
+    Name(#[from] node::NameError),
+    /// The node's addresses.
+    #[error(transparent)]
+    Address(#[from] node::AddressError),
+    /// What the machine has.
+    #[error(transparent)]
+    Capacity(#[from] node::CapacityError),
+    /// `resolvConf` cannot be read.
+    #[error("resolvConf: cannot read {path}: {source}")]
+    ResolvConf {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `resolvConf` is not in order.
+    #[error("resolvConf: {path}: {source}")]
+    ResolvConfSyntax {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: translate::dns::ResolvConfError,
+    },
+    /// The root directory.
+    #[error("--root-dir: cannot make {path}: {source}")]
+    RootDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Reservations leave nothing.
+    #[error("{field}: {reserved} reserved of {capacity}: nothing would be left for pods")]
+    Reserved {
+        /// What is reserved too much of.
+        field: &'static str,
+        /// How much.
+        reserved: i64,
+        /// Of how much.
+        capacity: i64,
+    },
+}
+
+impl Settings {
+    /// Reads the machine as far as `loaded` needs it.
+    ///
+    /// # Errors
+    /// The machine does not fit; the message names field and value.
+    pub fn from_loaded(loaded: &Loaded) -> Result<Self, SettingsError> {
+        let (flags, config) = (&loaded.flags, &loaded.config);
+        let root_dir = PathBuf::from(&flags.root_dir);
+        std::fs::create_dir_all(&root_dir)
+            .map_err(|source| SettingsError::RootDir { path: root_dir.clone(), source })?;
+        let hostname = node::hostname();
+        let capacity = Capacity::read(Path::new("/proc"), Path::new("/sys"), &root_dir)?;
+        let allocatable = allocatable(loaded, &capacity)?;
+        let override_name = Some(flags.hostname_override.as_str()).filter(|n| !n.is_empty());
+        let facts = NodeFacts {
+            node_name: node::node_name(override_name, &hostname)?,
+            hostname,
+            node_ips: node::node_addresses(&flags.node_ip)?,
+            cluster_domain: config.cluster_domain.clone(),
+            cluster_dns: config.cluster_dns.iter().filter_map(|ip| ip.parse().ok()).collect(),
+            host_resolv: resolv_conf(&config.resolv_conf)?,
+            root_dir: root_dir.clone(),
+            pod_logs_dir: PathBuf::from(&config.pod_logs_dir),
+            cpu_cfs_quota: config.cpu_cfs_quota,
+            cfs_period_us: config.cpu_cfs_quota_period.as_nanos() / 1000,
+            pod_pids_limit: config.pod_pids_limit,
+            seccomp_default: config.seccomp_default,
+            single_process_oom_kill: config.single_process_oom_kill.unwrap_or(false),
+            container_stop_signals: loaded.gates.enabled("ContainerStopSignals"),
+            allocatable,
+            capacity_memory: capacity.memory,
+            hugepage_sizes: capacity.huge_pages.iter().map(|h| h.size).collect(),
+            cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+            swap_accounting: swap_accounting(),
+            thermal_throttle_paths: thermal_throttle_paths(),
+            runtime: Default::default(),
+        };
+        let cap = config.crash_loop_back_off.max_container_restart_period;
+        Ok(Self {
+            cert_dir: PathBuf::from(&flags.cert_dir),
+            log_links_dir: PathBuf::from(log::CONTAINER_LOGS_DIR),
+            host_hosts_file: PathBuf::from("/etc/hosts"),
+            mount_table: PathBuf::from("/proc/self/mountinfo"),
+            node: admit::Node {
+                cpu_milli: allocatable.cpu_milli,
+                memory: allocatable.memory_bytes,
+                ephemeral_storage: allocatable.ephemeral_bytes,
+                pods: max_pods(config.max_pods, config.pods_per_core, capacity.cpu_milli),
+                unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+            },
+            cgroup: CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos),
+            node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
+            backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
+            clock: Clock::System,
+            images: PullConfig {
+                serialize: config.serialize_image_pulls,
+                max_parallel: config.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok()),
+                registry_qps: config.registry_pull_qps.unsigned_abs(),
+                registry_burst: config.registry_burst.unsigned_abs(),
+            },
+            pleg: pleg::Config::default(),
+            manifests: (!config.static_pod_path.is_empty())
+                .then(|| (PathBuf::from(&config.static_pod_path), config.file_check_frequency.to_std())),
+            other_sources: HashSet::new(),
+            root_dir,
+            facts,
+        })
+    }
+}
+
+fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {
+    let max = i64::from(max);
+    if per_core > 0 { max.min(i64::from(per_core) * (cpu_milli / 1000)) } else { max }
+}
+
+/// What is left for pods after reservations and the memory at which eviction would begin.
+fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, SettingsError> {
+    let config = &loaded.config;
+    let cpu = reserved(loaded, "cpu", |n| n.milli());
+    let memory = reserved(loaded, "memory", |n| n.value()).saturating_add(threshold(
+        &config.eviction_hard,
+        "memory.available",
+        capacity.memory,
+    ));
+    let storage = reserved(loaded, "ephemeral-storage", |n| n.value()).saturating_add(threshold(
+        &config.eviction_hard,
+        "nodefs.available",
+        capacity.ephemeral_storage,
+    ));
+    let left = |field, capacity: i64, reserved: i64| {
+        if reserved > capacity {
+            return Err(SettingsError::Reserved { field, reserved, capacity });
+        }
+        Ok(capacity - reserved)
+    };
+    let huge: i64 = capacity.huge_pages.iter().map(|h| h.size.saturating_mul(h.count)).sum();
+    Ok(Allocatable {
+        cpu_milli: left("kubeReserved and systemReserved: cpu", capacity.cpu_milli, cpu)?,
+        memory_bytes: left(
+            "kubeReserved, systemReserved and evictionHard: memory",
+            capacity.memory,
+            memory.saturating_add(huge),
+        )?,
+        ephemeral_bytes: left(
+            "kubeReserved, systemReserved and evictionHard: ephemeral-storage",
+            capacity.ephemeral_storage,
+            storage,
+        )?,
+    })
+}
+
+fn reserved(loaded: &Loaded, name: &str, of: impl Fn(quantity::Nano) -> i64) -> i64 {
+    let config = &loaded.config;
+    let texts = [&config.kube_reserved, &config.system_reserved].into_iter().filter_map(|map| map.get(name));
+    // Texts that are no quantities were refused when the configuration was read.
+    texts.filter_map(|t| quantity::parse(t).ok()).fold(0, |sum, n| sum.saturating_add(of(n)))
+}
+
+/// An eviction threshold as an amount: a quantity, or a percentage of `capacity`.
+fn threshold(thresholds: &BTreeMap<String, String>, signal: &str, capacity: i64) -> i64 {
+    let Some(text) = thresholds.get(signal) else { return 0 };
+    match text.strip_suffix('%').map(str::parse::<f64>) {
+        Some(Ok(percent)) => (capacity as f64 * percent / 100.0) as i64,
+        _ => quantity::parse(text).map_or(0, quantity::Nano::value),
+    }
+}
+
+/// Values of the cgroup that holds all pods: what pods may have, where that is enforced.
+fn node_cgroup(loaded: &Loaded, capacity: &Capacity, allocatable: &Allocatable) -> NodeValues {
+    let enforced = loaded.config.enforce_node_allocatable.iter().any(|e| e == "pods");
+    let memory = capacity.memory - reserved(loaded, "memory", |n| n.value());
+    NodeValues {
+        cpu_shares: Some(translate::cpu_shares(allocatable.cpu_milli).unsigned_abs()),
+        memory_limit: enforced.then_some(memory),
+        pids_limit: None,
+        hugetlb: Vec::new(),
+    }
+}
+
+fn resolv_conf(path: &str) -> Result<Option<ResolvConf>, SettingsError> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let path = PathBuf::from(path);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| SettingsError::ResolvConf { path: path.clone(), source })?;
+    let parsed =
+        ResolvConf::parse(&text).map_err(|source| SettingsError::ResolvConfSyntax { path, source })?;
+    Ok(Some(parsed))
+}
+
+fn swap_accounting() -> bool {
+    // cgroup v1 shows the combined limit only where swap is accounted.
+    Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+        || Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+fn thermal_throttle_paths() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
+    let mut paths: Vec<String> = entries
+        .filter_map(|e| {
+            let path = e.ok()?.path().join("thermal_throttle");
+            path.exists().then(|| path.to_string_lossy().into_owned())
+        })
+        .collect();
+    paths.sort();
+    paths
+}
