@@ -147,6 +147,15 @@ impl Netlink {
         Ok(absent_is_none(found)?.flatten().map(Link::from))
     }
 
+    /// `None` when there is no such link.
+    pub fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let found = self.run(
+            || format!("look up link {index}"),
+            self.handle.link().get().match_index(index).execute().try_next(),
+        );
+        Ok(absent_is_none(found)?.flatten().map(Link::from))
+    }
+
     /// Every link of the namespace.
     pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let all: Vec<LinkMessage> =

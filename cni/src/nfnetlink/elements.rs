@@ -158,6 +158,7 @@ impl Socket {
         }
         let end = self.next_seq();
         bytes.extend(Message::new(NFNL_MSG_BATCH_END, NLM_F_REQUEST, end, 0, NFNL_SUBSYS_NFTABLES).finish());
+        self.make_room(bytes.len(), changes.len())?;
         self.send(&bytes)?;
 
         // The kernel has worked through the batch when the send returns, so what it has to say is there.

@@ -75,9 +75,20 @@ impl Socket {
         .map_err(fail("open"))?;
         // The kernel answers within the send itself; the limit only guards against a broken one.
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5)).map_err(fail("set a time limit"))?;
-        // Room for the answers of a transaction with a thousand ports.
-        setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(fail("size the buffer"))?;
         Ok(Socket { fd, seq: 1 })
+    }
+
+    /// Makes room for a transaction of `count` changes: it goes out in one piece and each change is answered.
+    fn make_room(&self, bytes: usize, count: usize) -> Result<(), NfError> {
+        // A small one fits the defaults. An answer takes a buffer of its own in the kernel, under 2 KiB.
+        const FITS: usize = 64;
+        if count <= FITS {
+            return Ok(());
+        }
+        // Beyond the administrator's limits, which need the same capability as nftables itself.
+        let fail = |e: Errno| NfError::Socket { verb: "size the buffer", source: e.into() };
+        setsockopt(&self.fd, sockopt::SndBufForce, &(bytes * 2)).map_err(fail)?;
+        setsockopt(&self.fd, sockopt::RcvBufForce, &(count * 2048)).map_err(fail)
     }
 
     fn next_seq(&mut self) -> u32 {
@@ -109,9 +120,9 @@ impl Socket {
         }
     }
 
-    /// Sends a request whose answer is a list, and calls `each` with the payload of every item.
+    /// Sends a request whose answer is a list, and collects what `parse` makes of every item's payload.
     ///
-    /// A list that changed while it was read is read again: `begin` is called at each start.
+    /// A list that changed while it was read is read again.
     fn dump<T>(
         &mut self,
         what: &str,
@@ -123,8 +134,7 @@ impl Socket {
             self.send(&request(seq))?;
             let mut items = Vec::new();
             let mut interrupted = false;
-            'reads: loop {
-                let Some(bytes) = self.receive(true)? else { break };
+            'reads: while let Some(bytes) = self.receive(true)? {
                 for answer in wire::answers(&bytes) {
                     match answer.ok_or_else(|| NfError::Malformed { what: what.into() })? {
                         (s, _) if s != seq => {}
