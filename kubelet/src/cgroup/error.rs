@@ -1,4 +1,4 @@
-//! What can go wrong with a cgroup, each naming the file or directory and the value.
+//! What can go wrong with a cgroup, each naming the file or directory, the value and the kernel's reason.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,12 +7,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The mount table could not be read.
-    #[error("cannot read the mount table {path}")]
+    #[error("cannot read the mount table {path}: {cause}")]
     MountTable {
         /// The table's path.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Neither a cgroup v2 mount at the root nor a v1 hierarchy below it.
     #[error("no cgroup file system is mounted at or below {fs_root}")]
@@ -46,38 +46,38 @@ pub enum Error {
         uid: String,
     },
     /// A directory could not be made.
-    #[error("cannot create cgroup {path}: {source}")]
+    #[error("cannot create cgroup {path}: {cause}")]
     Create {
         /// The directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file could not be read.
-    #[error("cannot read cgroup file {path}: {source}")]
+    #[error("cannot read cgroup file {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file refused a value.
-    #[error("cannot write {value:?} to cgroup file {path}: {source}")]
+    #[error("cannot write {value:?} to cgroup file {path}: {cause}")]
     Write {
         /// The file.
         path: PathBuf,
         /// What was written.
         value: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A directory could not be removed, for another reason than processes in it.
-    #[error("cannot remove cgroup {path}: {source}")]
+    #[error("cannot remove cgroup {path}: {cause}")]
     Remove {
         /// The directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Processes were killed and are still there.
     #[error("cannot remove cgroup {path}: busy, holds processes {pids:?}")]

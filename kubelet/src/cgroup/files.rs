@@ -19,19 +19,19 @@ pub fn make(dir: &Path) -> Result<bool, Error> {
     match std::fs::create_dir(dir) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(source) => Err(Error::Create { path: dir.to_owned(), source }),
+        Err(cause) => Err(Error::Create { path: dir.to_owned(), cause }),
     }
 }
 
 /// Writes `value` to a file of a cgroup.
 pub fn write(path: PathBuf, value: &str) -> Result<(), Error> {
-    std::fs::write(&path, value).map_err(|source| {
+    std::fs::write(&path, value).map_err(|cause| {
         // A cgroup file system refuses to create files, which hides that the file is not there.
-        let source = match source.kind() {
+        let cause = match cause.kind() {
             io::ErrorKind::PermissionDenied if !path.exists() => io::ErrorKind::NotFound.into(),
-            _ => source,
+            _ => cause,
         };
-        Error::Write { path, value: value.to_owned(), source }
+        Error::Write { path, value: value.to_owned(), cause }
     })
 }
 
@@ -39,7 +39,7 @@ pub fn write(path: PathBuf, value: &str) -> Result<(), Error> {
 pub fn read(path: PathBuf) -> Result<String, Error> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(source) => Err(Error::Read { path, source }),
+        Err(cause) => Err(Error::Read { path, cause }),
     }
 }
 
@@ -69,11 +69,11 @@ pub fn delegate(dir: &Path, controllers: &[String]) -> Result<(), Error> {
 
 /// The directories in `dir`; empty when it is not there.
 pub fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let fail = |source| Error::Read { path: dir.to_owned(), source };
+    let fail = |cause| Error::Read { path: dir.to_owned(), cause };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if gone(&e) => return Ok(Vec::new()),
-        Err(source) => return Err(fail(source)),
+        Err(cause) => return Err(fail(cause)),
     };
     let mut found = Vec::new();
     for entry in entries {
@@ -136,7 +136,7 @@ fn rmdir(dir: &Path) -> Result<bool, Error> {
     match rustix::fs::rmdir(dir) {
         Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(true),
         Err(Errno::BUSY | Errno::NOTEMPTY) => Ok(false),
-        Err(e) => Err(Error::Remove { path: dir.to_owned(), source: e.into() }),
+        Err(e) => Err(Error::Remove { path: dir.to_owned(), cause: e.into() }),
     }
 }
 
@@ -146,7 +146,7 @@ fn kill_all(dir: &Path) -> Result<(), Error> {
     let kill = dir.join("cgroup.kill");
     if kill.exists() {
         return match write(kill, "1") {
-            Err(Error::Write { source, .. }) if gone(&source) => Ok(()),
+            Err(Error::Write { cause, .. }) if gone(&cause) => Ok(()),
             other => other,
         };
     }
@@ -194,7 +194,7 @@ fn pids_below(dir: &Path) -> Result<BTreeSet<i32>, Error> {
     match std::fs::read_to_string(&path) {
         Ok(text) => pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0)),
         Err(e) if gone(&e) => {}
-        Err(source) => return Err(Error::Read { path, source }),
+        Err(cause) => return Err(Error::Read { path, cause }),
     }
     Ok(pids)
 }

@@ -50,11 +50,11 @@ const V1_CONTROLLERS: [&str; 14] = [
 /// Finds the version below `fs_root` from the table at `mount_table`.
 pub fn detect(fs_root: &Path, mount_table: &Path) -> Result<Version, Error> {
     let mounts = mountinfo::read(mount_table)
-        .map_err(|source| Error::MountTable { path: mount_table.to_owned(), source })?;
+        .map_err(|cause| Error::MountTable { path: mount_table.to_owned(), cause })?;
     // The last mount on a point is the one in sight.
     if mounts.iter().rfind(|m| m.point == fs_root).is_some_and(|m| m.fs_type == "cgroup2") {
         let path = fs_root.join("cgroup.controllers");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
+        let text = std::fs::read_to_string(&path).map_err(|cause| Error::Read { path, cause })?;
         return Ok(Version::V2 { controllers: text.split_whitespace().map(str::to_owned).collect() });
     }
     let hierarchies = v1_hierarchies(fs_root, &mounts);

@@ -134,7 +134,7 @@ impl Cgroups {
             return Ok(());
         }
         for qos in layout::CLASSES {
-            self.make_path(&layout::class_path(&inner.root, qos))?;
+            self.make_path(&layout::class_path(&inner.root, qos), Walk::All)?;
         }
         let node = layout::class_path(&inner.root, Qos::Guaranteed);
         self.narrow_cpuset(&node)?;
@@ -158,7 +158,7 @@ impl Cgroups {
         }
         layout::check_uid(uid)?;
         let path = layout::pod_path(&self.inner.root, qos, uid);
-        self.make_path(&path)?;
+        self.make_path(&path, Walk::Missing)?;
         let hugetlb = values::hugetlb_of_pod(&values.hugetlb, self.huge_pages()?);
         self.apply(&path, &PodValues { hugetlb, ..values.clone() })
     }
@@ -210,12 +210,12 @@ impl Cgroups {
     }
 
     /// Makes `path` and, where they are missing, its ancestors, in every hierarchy.
-    fn make_path(&self, path: &str) -> Result<(), Error> {
+    fn make_path(&self, path: &str, walk: Walk) -> Result<(), Error> {
         match &self.inner.version {
             Version::V1 { hierarchies } => {
                 for h in hierarchies {
                     let cpuset = h.controllers.iter().any(|c| c == "cpuset");
-                    make_with_parents(&h.path, path, &|dir, new| {
+                    make_with_parents(&h.path, path, walk, &|dir, new| {
                         if cpuset { files::inherit_cpuset(dir, new) } else { Ok(()) }
                     })?;
                 }
@@ -224,7 +224,7 @@ impl Cgroups {
             Version::V2 { controllers } => {
                 let wanted: Vec<String> =
                     controllers.iter().filter(|c| DELEGATED.contains(&c.as_str())).cloned().collect();
-                make_with_parents(&self.inner.fs_root, path, &|dir, _| match dir.parent() {
+                make_with_parents(&self.inner.fs_root, path, walk, &|dir, _| match dir.parent() {
                     Some(parent) => files::delegate(parent, &wanted),
                     None => Ok(()),
                 })
@@ -269,7 +269,7 @@ impl Cgroups {
         }
         let Some(root) = inner.version.root_of(&inner.fs_root, "hugetlb") else { return Ok(&[]) };
         let dir = below(root, &layout::class_path(&inner.root, Qos::Guaranteed));
-        let entries = std::fs::read_dir(&dir).map_err(|source| Error::Read { path: dir.clone(), source })?;
+        let entries = std::fs::read_dir(&dir).map_err(|cause| Error::Read { path: dir.clone(), cause })?;
         let sizes = entries
             .filter_map(|e| huge_page_size(e.ok()?.file_name().to_str()?))
             .collect::<BTreeSet<_>>()
@@ -291,18 +291,30 @@ fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// Makes `path` under `root`. The usual case is one `mkdir`; missing ancestors are made outermost first. `finish`
-/// gets each directory made or met on the way and whether it is new.
+/// Which ancestors of a cgroup are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Walk {
+    /// All, from the root on: they may be there without what pods need of them.
+    All,
+    /// None unless the parent is missing: for pods, once the node is set up.
+    Missing,
+}
+
+/// Makes `path` under `root` with its ancestors, outermost first. `finish` gets each directory made or met on the way
+/// and whether it is new.
 fn make_with_parents(
     root: &Path,
     path: &str,
+    walk: Walk,
     finish: &dyn Fn(&Path, bool) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let dir = below(root, path);
-    match files::make(&dir) {
-        Ok(new) => return finish(&dir, new),
-        Err(Error::Create { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
+    if walk == Walk::Missing {
+        let dir = below(root, path);
+        match files::make(&dir) {
+            Ok(new) => return finish(&dir, new),
+            Err(Error::Create { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
     }
     let mut at = root.to_owned();
     for part in path.split('/').filter(|p| !p.is_empty()) {

@@ -258,9 +258,64 @@ fn on_v2_removal_kills_what_is_inside_and_spares_the_neighbour() {
     };
     let c = &own.cgroups;
     for qos in layout::CLASSES {
-        c.make_path(&layout::class_path(&c.inner.root, qos)).unwrap();
+        c.make_path(&layout::class_path(&c.inner.root, qos), Walk::All).unwrap();
     }
     removal_kills_inside_and_spares_outside(&own, Qos::BestEffort);
+}
+
+#[test]
+fn on_v2_the_kernel_holds_the_recorded_values() {
+    let test = "on_v2_the_kernel_holds_the_recorded_values";
+    let Some(own) = OwnRoot::v2(test) else { return };
+    let c = &own.cgroups;
+    if !c.missing_controllers().is_empty() {
+        return eprintln!("SKIP {test}: this machine's v2 has no {:?}", c.missing_controllers());
+    }
+    c.setup_node(&NodeValues {
+        cpu_shares: Some(4096),
+        memory_limit: Some(256 << 20),
+        pids_limit: Some(4000),
+        hugetlb: Vec::new(),
+    })
+    .unwrap();
+    let pod = PodValues {
+        cpu_shares: Some(1536),
+        cpu_quota_us: Some(200_000),
+        cpu_period_us: Some(100_000),
+        memory_limit: Some(128 << 20),
+        pids_limit: Some(-1),
+        hugetlb: Vec::new(),
+    };
+    for _ in 0..2 {
+        c.create_pod(Qos::Burstable, &uid(1), &pod).unwrap();
+        c.create_pod(Qos::BestEffort, &uid(2), &best_effort()).unwrap();
+    }
+    c.update_qos(1600).unwrap();
+    let (burst, lone) =
+        (format!("/kubepods/burstable/pod{}", uid(1)), format!("/kubepods/besteffort/pod{}", uid(2)));
+    let all = own.value("cpuset", "", "cpuset.cpus.effective");
+    // As cgroupv2/cgroupfs.json has them.
+    for (path, file, want) in [
+        ("/kubepods", "cpu.weight", "157"),
+        ("/kubepods", "memory.max", "268435456"),
+        ("/kubepods", "pids.max", "4000"),
+        ("/kubepods", "cpuset.cpus", all.as_str()),
+        ("/kubepods/burstable", "cpu.weight", "63"),
+        ("/kubepods/burstable", "cpuset.cpus", ""),
+        ("/kubepods/besteffort", "cpu.weight", "1"),
+        (&burst, "cpu.weight", "59"),
+        (&burst, "cpu.max", "200000 100000"),
+        (&burst, "memory.max", "134217728"),
+        (&burst, "pids.max", "max"),
+        (&lone, "cpu.weight", "1"),
+        (&lone, "cpu.max", "max 100000"),
+        (&lone, "memory.max", "max"),
+    ] {
+        assert_eq!(own.value("cpu", path, file), want, "{path}/{file}");
+    }
+    assert_eq!(c.list_pods().unwrap(), [(Qos::Burstable, uid(1)), (Qos::BestEffort, uid(2))]);
+    c.remove_pod(Qos::Burstable, &uid(1)).unwrap();
+    c.remove_pod(Qos::BestEffort, &uid(2)).unwrap();
 }
 
 #[test]

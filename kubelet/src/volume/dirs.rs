@@ -44,7 +44,7 @@ pub fn make(path: &Path, mode: u32) -> Result<bool, IoError> {
 pub fn make_below(base: &Path, parts: &[&str], mode: u32) -> Result<PathBuf, IoError> {
     let full: PathBuf = base.join(parts.iter().collect::<PathBuf>());
     match make(&full, mode) {
-        Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) if e.cause.kind() == std::io::ErrorKind::NotFound => {}
         done => return done.map(|_| full),
     }
     let mut at = base.to_owned();

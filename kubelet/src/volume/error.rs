@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 
 /// A file system call that failed, with its object.
 #[derive(Debug, thiserror::Error)]
-#[error("{call} {}: {source}", path.display())]
+#[error("{call} {}: {cause}", path.display())]
 pub struct IoError {
     /// The call, as in `mkdir`.
     pub call: &'static str,
     /// What it was about.
     pub path: PathBuf,
     /// Why it failed.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 impl IoError {
     /// For `map_err`.
     pub fn at<E: Into<io::Error>>(call: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |e| Self { call, path: path.to_owned(), source: e.into() }
+        move |e| Self { call, path: path.to_owned(), cause: e.into() }
     }
 }
 
@@ -99,12 +99,12 @@ pub enum TeardownError {
         pod_dir: PathBuf,
     },
     /// A volume is in use, or could not be unmounted for another reason.
-    #[error("cannot unmount {}: {source}", point.display())]
+    #[error("cannot unmount {}: {cause}", point.display())]
     Unmount {
         /// Where it is mounted.
         point: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Some of the tree could not be removed; the rest is gone.
     #[error("cannot remove {}: {first}{}", pod_dir.display(), more(*further))]

@@ -36,7 +36,7 @@ pub fn teardown(pod_dir: &Path, mount_table: &Path) -> Result<(), TeardownError>
     // The last mounted first.
     for mount in inside.iter().rev() {
         rustix::mount::unmount(&mount.point, UnmountFlags::NOFOLLOW)
-            .map_err(|e| TeardownError::Unmount { point: mount.point.clone(), source: e.into() })?;
+            .map_err(|e| TeardownError::Unmount { point: mount.point.clone(), cause: e.into() })?;
     }
     remove_tree(pod_dir)
 }

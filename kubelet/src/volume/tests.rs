@@ -215,11 +215,11 @@ async fn a_teardown_follows_no_link_and_survives_any_depth() {
     }
     // Deeper than a path can be long, as a container can make it.
     let mut at = std::fs::File::open(dir.join("volumes")).unwrap().into();
-    for _ in 0..3000 {
+    for _ in 0..400 {
         let mode = rustix::fs::Mode::from_raw_mode(0o700);
-        rustix::fs::mkdirat(&at, "deep", mode).unwrap();
+        rustix::fs::mkdirat(&at, "deeper-than-that", mode).unwrap();
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
-        at = rustix::fs::openat(&at, "deep", flags, rustix::fs::Mode::empty()).unwrap();
+        at = rustix::fs::openat(&at, "deeper-than-that", flags, rustix::fs::Mode::empty()).unwrap();
     }
     drop::<std::os::fd::OwnedFd>(at);
     root.volumes.teardown(&uid).await.unwrap();
@@ -392,14 +392,14 @@ async fn a_sub_path_is_bound_where_recorded_made_when_missing_and_rebound_when_i
 async fn a_sub_path_that_leads_out_is_refused_with_the_recorded_text() {
     let root = Root::new();
     let (volume, _) = sub_path(&root, "").await;
-    symlink("/etc", volume.join("link")).unwrap();
+    symlink("/dev", volume.join("link")).unwrap();
     symlink("../../../../../..", volume.join("up")).unwrap();
     symlink("/nowhere/at/all", volume.join("dangling")).unwrap();
     std::fs::create_dir(root.at("outside")).unwrap();
     symlink(root.at("outside"), volume.join("out")).unwrap();
     for (path, what) in [
         ("link", "prepare subPath"),
-        ("link/cron.d", "prepare subPath"),
+        ("link/null", "prepare subPath"),
         ("up", "prepare subPath"),
         ("out/made", "create subPath directory"),
         ("dangling", "create subPath directory"),
@@ -437,7 +437,7 @@ async fn a_link_swapped_in_while_the_sub_path_is_bound_never_leads_out() {
     });
     let (mut bound, mut refused) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while (bound < 20 || refused < 20) && Instant::now() < deadline {
+    while (bound < 5 || refused < 5) && Instant::now() < deadline {
         for path in ["a", "a/x"] {
             match sub_path(&root, path).await.1 {
                 Ok(host) => {
