@@ -255,8 +255,7 @@ fn clean(path: &str) -> String {
         }
     }
     let mut clean = format!("/{}", segments.join("/"));
-    let slash = path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..");
-    if slash && path.ends_with('/') && clean != "/" {
+    if path.ends_with('/') && clean != "/" {
         clean.push('/');
     }
     clean

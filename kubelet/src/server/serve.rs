@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -254,7 +254,7 @@ impl Shared {
         answerer: Arc<Answerer>,
         peer: Arc<Peer>,
     ) {
-        let mut http = http2::Builder::new(TokioExecutor::new());
+        let mut http = http2::Builder::new(self.clone());
         http.timer(TokioTimer::new())
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
@@ -277,6 +277,17 @@ impl Shared {
             }
         };
         report(served);
+    }
+}
+
+/// Requests on one HTTP/2 connection are tasks of their own; they too end with the servers.
+impl<F> hyper::rt::Executor<F> for Shared
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, request: F) {
+        let abort = self.abort.clone();
+        self.tasks.spawn(async move { abort.run_until_cancelled_owned(request).await.is_some() });
     }
 }
 

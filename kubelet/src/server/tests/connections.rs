@@ -153,16 +153,20 @@ async fn silent_clients_do_not_keep_others_out() {
 
 #[tokio::test]
 async fn stopping_closes_the_ports_and_ends_what_hangs() {
-    let running = Running::new().await;
-    let address = running.handle.secure.unwrap();
-    let mut idle = running.secure().await;
-    idle.get("/healthz").await;
-    let mut follower = running.secure().await;
-    let following = follower.send("GET", "/containerLogs/demo/facts-a/c2?follow=true").await.unwrap();
-    timeout(SOON, running.handle.stop(Duration::from_millis(50))).await.expect("stopped");
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
-    assert_eq!(running.node.running.receiver_count(), 0, "nobody follows");
-    drop(following);
+    for alpn in ["http/1.1", "h2"] {
+        let running = Running::new().await;
+        let address = running.handle.secure.unwrap();
+        let mut idle = running.secure().await;
+        idle.get("/healthz").await;
+        let mut tls = client::trusting(running.dir.path());
+        tls.alpn_protocols = vec![alpn.into()];
+        let mut follower = Client::tls(address, tls).await.unwrap();
+        let following = follower.send("GET", "/containerLogs/demo/facts-a/c2?follow=true").await.unwrap();
+        timeout(SOON, running.handle.stop(Duration::from_millis(50))).await.expect("stopped");
+        assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
+        assert_eq!(running.node.running.receiver_count(), 0, "nobody follows");
+        drop(following);
+    }
 }
 
 #[tokio::test]
