@@ -8,7 +8,7 @@
 //! upstream does: `0644` is octal, `yes` is a boolean. But where a text is wanted, `yes` or `n` is that text, which
 //! upstream refuses: nothing else can have been meant.
 
-use super::field::{Errors, FieldError};
+use super::field::{Errors, FieldError, LISTED};
 use super::{defaults, validate};
 use crate::api::Pod;
 use serde_json::Value;
@@ -200,16 +200,23 @@ fn repeated(error: YamlError) -> Option<FieldError> {
         .map(|field| FieldError { field, message: format!("the last value wins: {}", error.text) })
 }
 
+/// So many booleans may be spelled as YAML 1.1 does: each costs a pass over the document.
+const BOOLEANS: usize = 64;
+
 /// Gives the document its types and lists what no field took.
 fn typed(mut value: Value) -> Result<Decoded, DecodeError> {
+    let mut booleans = 0..BOOLEANS;
     let pod: Pod = loop {
         let e = match serde_path_to_error::deserialize(&value) {
             Ok(pod) => break pod,
             Err(e) => e,
         };
-        // Each round turns one text into a boolean, so this ends.
+        // Each round turns one text into a boolean.
         let message = e.inner().to_string();
-        if !(message.ends_with("expected a boolean") && to_boolean(&mut value, e.path())) {
+        let mended = message.ends_with("expected a boolean")
+            && booleans.next().is_some()
+            && to_boolean(&mut value, e.path());
+        if !mended {
             return Err(DecodeError::Type(FieldError { field: e.path().to_string(), message }));
         }
     };
@@ -255,6 +262,7 @@ fn unknown(given: &Value, kept: &Value, path: &mut String, out: &mut Vec<FieldEr
                 path.push_str(key);
                 match kept.get(key) {
                     Some(kept) => unknown(value, kept, path, out),
+                    None if out.len() >= LISTED => {}
                     None => out.push(FieldError {
                         field: path.clone(),
                         message: "unknown field, ignored".to_owned(),

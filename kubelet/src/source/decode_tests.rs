@@ -146,3 +146,87 @@ fn a_syntax_error_says_where_and_shows_nothing_of_the_file() {
     let got = error("kind: Pod\npassword: hunter2\nspec: [a, b\n");
     assert!(got.contains("line") && !got.contains("hunter2"), "{got}");
 }
+
+#[test]
+fn a_flood_of_errors_is_bounded_in_size_and_time() {
+    let mounts = r#"{"name":"n","mountPath":"/a"},"#.repeat(100_000);
+    let volumes: String = (0..100_000).map(|i| format!(r#"{{"name":"V{i}"}},"#)).collect();
+    let json = format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"a"}},"spec":{{"containers":[{{"name":"c","x":1,
+        "image":"i","volumeMounts":[{}]}}],"volumes":[{}]}}}}"#,
+        mounts.trim_end_matches(','),
+        volumes.trim_end_matches(',')
+    );
+    let started = std::time::Instant::now();
+    let text = decode_pod(json.as_bytes()).unwrap_err().to_string();
+    assert!(text.len() < 20_000, "{}", text.len());
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+
+    let booleans: String =
+        (0..20_000).map(|i| format!("  - {{name: c{i}, image: i, stdin: yes}}\n")).collect();
+    let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers:\n{booleans}");
+    assert!(matches!(manifest(text.as_bytes()), Err(DecodeError::Type(_))));
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
+mod properties {
+    use crate::source::static_pod;
+    use proptest::prelude::*;
+
+    const RICH: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: a, labels: {a: b}, annotations: {c: 'd'}}
+spec:
+  hostNetwork: yes
+  volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}, {name: h, hostPath: {path: /x}}]
+  containers:
+  - name: c
+    image: i
+    ports: [{containerPort: 80, hostPort: 80}]
+    env: [{name: A, value: '1'}, {name: B, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: 1m}}}]
+    resources: {limits: {cpu: 500m, memory: 1.5Gi}}
+    volumeMounts: [{name: v, mountPath: /v, subPath: a/b}]
+    livenessProbe: {httpGet: {port: web, path: /}, periodSeconds: 3}
+    lifecycle: {preStop: {sleep: {seconds: 3}}}
+";
+
+    proptest! {
+        /// Whatever is done to a manifest's bytes, it is a pod or an error, never a panic.
+        #[test]
+        fn no_change_to_a_manifest_makes_it_panic(
+            edits in prop::collection::vec((0..RICH.len(), prop::collection::vec(any::<u8>(), 0..6), 0..12usize), 1..6)
+        ) {
+            let mut bytes = RICH.as_bytes().to_vec();
+            for (at, insert, cut) in edits {
+                let at = at.min(bytes.len());
+                let end = (at + cut).min(bytes.len());
+                bytes.splice(at..end, insert);
+            }
+            let _ = static_pod(&bytes, "/m/a", "n").map_err(|e| e.to_string());
+        }
+
+        /// The same with scalars that a field of numbers, amounts or names might stumble over.
+        #[test]
+        fn no_scalar_makes_a_manifest_panic(line in 4..15usize, scalar in "[-+]?[0-9.]{0,45}[a-zA-Z'/\\[:]{0,3}[0-9]{0,3}") {
+            let lines: Vec<String> = RICH
+                .lines()
+                .enumerate()
+                .map(|(i, l)| match l.rsplit_once(": ") {
+                    Some((head, tail)) if i == line => {
+                        let close: String = tail.chars().skip_while(|c| !matches!(c, '}' | ']')).collect();
+                        format!("{head}: {scalar}{close}")
+                    }
+                    _ => l.to_owned(),
+                })
+                .collect();
+            let _ = static_pod(lines.join("\n").as_bytes(), "/m/a", "n").map_err(|e| e.to_string());
+        }
+    }
+
+    #[test]
+    fn the_manifest_they_start_from_is_valid() {
+        let mended = RICH.replace("containerPort: 80, hostPort: 80", "containerPort: 80");
+        assert!(static_pod(mended.as_bytes(), "/m/a", "n").is_ok());
+    }
+}

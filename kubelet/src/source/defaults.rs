@@ -234,7 +234,7 @@ pub(super) fn pod_level_resource(name: &str) -> bool {
 
 /// What the containers request together: containers and sidecars at once, or one init container with the sidecars
 /// started before it, whichever is more.
-fn container_requests(spec: &PodSpec) -> ResourceList {
+pub(super) fn container_requests(spec: &PodSpec) -> ResourceList {
     let mut running: BTreeMap<&str, quantity::Nano> = BTreeMap::new();
     let mut initialising: BTreeMap<&str, quantity::Nano> = BTreeMap::new();
     // An unparsable quantity counts as nothing here and is an error in validation.

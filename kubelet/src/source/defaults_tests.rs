@@ -101,3 +101,42 @@ fn a_host_network_pods_ports_are_the_hosts() {
         ])
     );
 }
+
+/// The mirror of the recorded static pod is the pod as the stock kubelet had it, with admission's priority.
+#[test]
+fn the_recorded_static_pod_is_ours() {
+    let Some(recorded) = golden("cases/static-pod/extra.json") else { return };
+    let mirror = &recorded["mirror_pod_v1"];
+    let manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "static-web", "namespace": "demo", "labels": {"app": "st"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 2,
+            "containers": [{
+                "name": "c",
+                "image": mirror["spec"]["containers"][0]["image"],
+                "command": mirror["spec"]["containers"][0]["command"],
+                "env": [{"name": "V", "value": "1"}],
+            }],
+        },
+    });
+    let (pod, _) = crate::source::static_pod(manifest.to_string().as_bytes(), "/m/a", "golden-node").unwrap();
+    let mut want = mirror["spec"].clone();
+    for field in ["priority", "preemptionPolicy"] {
+        want.as_object_mut().unwrap().remove(field);
+    }
+    let got = serde_json::to_value(&pod).unwrap();
+    assert_eq!(got["spec"], want);
+    for field in ["name", "namespace", "labels"] {
+        assert_eq!(got["metadata"][field], mirror["metadata"][field]);
+    }
+    let annotations = |pod: &Value| -> Vec<String> {
+        pod["metadata"]["annotations"].as_object().unwrap().keys().cloned().collect()
+    };
+    let mut stamped = pod.clone();
+    crate::source::identity::stamp(&mut stamped, jiff::Timestamp::now());
+    let mut want = annotations(mirror);
+    want.retain(|a| a != "kubernetes.io/config.mirror");
+    assert_eq!(annotations(&serde_json::to_value(&stamped).unwrap()), want);
+}

@@ -64,26 +64,37 @@ pub struct FieldError {
 
 /// The errors found so far; every check adds its own and goes on, so that one pass names them all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Errors(Vec<FieldError>);
+pub struct Errors {
+    listed: Vec<FieldError>,
+    /// How many more there were.
+    dropped: usize,
+}
 
-/// More than this many errors in one object are counted, not listed: a hostile manifest must not fill the log.
-const LISTED: usize = 32;
+/// More than this many errors in one object are counted, not kept: a hostile manifest must not fill memory and log.
+pub const LISTED: usize = 32;
 
 impl Errors {
     /// Whether the object is fine.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.listed.is_empty()
     }
-    /// All of them, in the order of the checks.
+    /// The first [`LISTED`] of them, in the order of the checks.
     pub fn into_vec(self) -> Vec<FieldError> {
-        self.0
+        self.listed
     }
     /// Adds all of `other`.
-    pub fn append(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
+    pub fn append(&mut self, other: Self) {
+        self.dropped += other.dropped;
+        other.listed.into_iter().for_each(|e| self.keep(e));
     }
     fn push(&mut self, at: &Path<'_>, message: String) {
-        self.0.push(FieldError { field: at.to_string(), message });
+        self.keep(FieldError { field: at.to_string(), message });
+    }
+    fn keep(&mut self, error: FieldError) {
+        match self.listed.len() < LISTED {
+            true => self.listed.push(error),
+            false => self.dropped += 1,
+        }
     }
     /// The field is absent or empty. `detail` may be empty.
     pub fn required(&mut self, at: &Path<'_>, detail: &str) {
@@ -150,24 +161,18 @@ impl Errors {
     }
 }
 
-impl FromIterator<FieldError> for Errors {
-    fn from_iter<T: IntoIterator<Item = FieldError>>(errors: T) -> Self {
-        Self(errors.into_iter().collect())
-    }
-}
-
 /// A single error alone, several as `[a, b]`, as upstream prints an aggregate.
 impl Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let [only] = self.0.as_slice() {
+        if let [only] = self.listed.as_slice() {
             return only.fmt(f);
         }
         f.write_char('[')?;
-        for (i, e) in self.0.iter().take(LISTED).enumerate() {
+        for (i, e) in self.listed.iter().enumerate() {
             write!(f, "{}{e}", if i == 0 { "" } else { ", " })?;
         }
-        if self.0.len() > LISTED {
-            write!(f, ", and {} more", self.0.len() - LISTED)?;
+        if self.dropped > 0 {
+            write!(f, ", and {} more", self.dropped)?;
         }
         f.write_char(']')
     }
@@ -210,6 +215,16 @@ mod tests {
              spec.containers[0].n: Invalid value: 70000: must be between 1 and 65535, inclusive, \
              metadata.labels[a/b]: Invalid value: \"x\\\"\": bad]"
         );
+    }
+
+    #[test]
+    fn errors_past_the_bound_are_counted() {
+        let mut errors = Errors::default();
+        (0..LISTED + 5).for_each(|_| errors.required(&Path::root("a"), ""));
+        let mut all = errors.clone();
+        all.append(errors);
+        assert!(all.to_string().ends_with("and 42 more]"), "{all}");
+        assert_eq!(all.into_vec().len(), LISTED);
     }
 
     #[test]

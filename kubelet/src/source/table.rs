@@ -140,8 +140,14 @@ impl Table {
             });
             entry.stamp = stamp;
             let problems = match bad {
-                Look::Pod(pod, warnings) => {
-                    if entry.pod.as_ref().is_none_or(|(old, _)| **old != *pod) {
+                Look::Pod(mut pod, warnings) => {
+                    // The same content keeps the time it was first seen.
+                    let known = entry.pod.as_ref().is_some_and(|(old, seen)| {
+                        identity::stamp(&mut pod, *seen);
+                        **old == *pod
+                    });
+                    if !known {
+                        identity::stamp(&mut pod, when.seen);
                         entry.pod = Some((Arc::new(*pod), when.seen));
                         let warn = |problem| Report::Warning { file: file.clone(), problem };
                         out.reports.extend(warnings.into_iter().map(warn));
@@ -182,7 +188,12 @@ impl Table {
                     let new = wanted.as_ref().map(|(p, _)| uid(p));
                     going.extend(old.filter(|old| Some(old) != new.as_ref()));
                     // A pod that had to wait arrives now, though it was seen before.
-                    coming.extend(wanted.clone().map(|(pod, seen)| put(&pod, When { seen, arrived })));
+                    coming.extend(wanted.clone().map(|(pod, seen)| SourcePod {
+                        origin: Origin::File,
+                        pod,
+                        seen,
+                        arrived,
+                    }));
                 }
             }
             entry.sent = wanted.map(|(pod, _)| pod);
@@ -243,12 +254,6 @@ fn full_name(pod: &Pod) -> (String, String) {
 
 fn uid(pod: &Pod) -> PodUid {
     PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default())
-}
-
-fn put(pod: &Arc<Pod>, when: When) -> SourcePod {
-    let mut stamped = Pod::clone(pod);
-    identity::stamp(&mut stamped, when.seen);
-    SourcePod { origin: Origin::File, pod: Arc::new(stamped), seen: when.seen, arrived: when.arrived }
 }
 
 #[cfg(test)]

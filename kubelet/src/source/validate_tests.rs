@@ -159,6 +159,20 @@ fn pod_level_rules() {
 }
 
 #[test]
+fn the_pods_own_resources_bound_its_containers() {
+    let mut spec = container(json!({"resources": {"limits": {"cpu": "3"}, "claims": [{"name": "gpu"}]}}));
+    spec["resources"] = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}});
+    refused(
+        spec,
+        &[
+            "spec.containers[0].resources.limits[cpu]: Invalid value: \"3\": must be less than or equal to pod",
+            "spec.containers[0].resources.claims[0]: Not found: \"gpu\"",
+            "spec.resources.requests[cpu]: Invalid value: \"1\": must be greater than or equal to aggregate",
+        ],
+    );
+}
+
+#[test]
 fn container_rules() {
     refused(container(json!({"image": " i"})), &["spec.containers[0].image: Invalid value"]);
     refused(

@@ -11,12 +11,13 @@ pub fn all(spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
     if spec.containers.is_empty() {
         errors.required(&containers, "");
     }
+    let volumes = volume::by_name(spec);
     let mut seen = HashSet::new();
     let mut host_ports = HashSet::new();
     for (i, c) in spec.containers.iter().enumerate() {
         let item = containers.index(i);
         name(&c.name, &item, &mut seen, errors);
-        container(c, spec, &item, errors);
+        container(c, spec, &volumes, &item, errors);
         host_port_conflicts(c, &item, &mut host_ports, errors);
         handlers(c, spec, &item, errors);
     }
@@ -24,7 +25,7 @@ pub fn all(spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
     for (i, c) in spec.init_containers.iter().flatten().enumerate() {
         let item = init.index(i);
         name(&c.name, &item, &mut seen, errors);
-        container(c, spec, &item, errors);
+        container(c, spec, &volumes, &item, errors);
         // Init containers run alone: their ports only clash with their own.
         host_port_conflicts(c, &item, &mut HashSet::new(), errors);
         match c.restart_policy.as_deref() {
@@ -61,15 +62,24 @@ fn image(image: Option<&str>, at: &Path<'_>, errors: &mut Errors) {
 }
 
 /// What every container of the first two lists must satisfy.
-fn container(c: &Container, spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
+fn container(
+    c: &Container,
+    spec: &PodSpec,
+    volumes: &volume::ByName<'_>,
+    at: &Path<'_>,
+    errors: &mut Errors,
+) {
     image(c.image.as_deref(), at, errors);
     ports(c, spec, at, errors);
     env::container(c, at, errors);
-    volume::mounts(c, spec, at, errors);
+    volume::mounts(c, volumes, at, errors);
+    if spec.host_users == Some(false) && c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
+        errors.forbidden(&at.child("volumeDevices"), "when `hostUsers` is false");
+    }
     let pull = c.image_pull_policy.as_deref().unwrap_or_default();
     errors.one_of(&at.child("imagePullPolicy"), pull, &["Always", "IfNotPresent", "Never"]);
     if let Some(r) = &c.resources {
-        resources::container(r, &at.child("resources"), errors);
+        resources::container(r, spec, &at.child("resources"), errors);
     }
     resize(c, at, errors);
     let message_policy = c.termination_message_policy.as_deref().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Resource requests and limits, of containers and of the pod.
 
-use super::super::defaults::{ResourceList, pod_level_resource};
+use super::super::defaults::{ResourceList, container_requests, pod_level_resource};
 use super::super::field::{Errors, Path};
 use super::names;
 use crate::api::PodSpec;
@@ -9,7 +9,24 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use std::collections::BTreeMap;
 
 /// A container's resources.
-pub fn container(r: &ResourceRequirements, at: &Path<'_>, errors: &mut Errors) {
+pub fn container(r: &ResourceRequirements, spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
+    let claims = at.child("claims");
+    for (i, claim) in r.claims.iter().flatten().enumerate() {
+        if !spec.resource_claims.iter().flatten().any(|c| c.name == claim.name) {
+            errors.not_found(&claims.index(i), &claim.name);
+        }
+    }
+    let pod_limits = spec.resources.as_ref().and_then(|r| r.limits.as_ref());
+    for (name, limit) in r.limits.iter().flatten() {
+        let Some(pod_limit) = pod_limits.and_then(|l| l.get(name)) else { continue };
+        if let (Ok(own), Ok(pods)) = (quantity::parse(&limit.0), quantity::parse(&pod_limit.0))
+            && own > pods
+        {
+            let limits = at.child("limits");
+            let rule = format!("must be less than or equal to pod limits of {}", pod_limit.0);
+            errors.invalid(&limits.key(name), &limit.0, &rule);
+        }
+    }
     requirements(r, at, errors, &|name, at, errors| {
         if !is_standard(name) && !is_extended(name) {
             errors.invalid(at, name, "must be a standard resource for containers");
@@ -29,6 +46,20 @@ pub fn pod(spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
                 errors.unsupported(at, name, &["cpu", "hugepages-", "memory"]);
             }
         });
+    }
+    if let Some(requests) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+        let at = at.child("resources");
+        let at = at.child("requests");
+        for (name, sum) in container_requests(spec) {
+            let Some(own) = requests.get(&name) else { continue };
+            if let (Ok(pods), Ok(total)) = (quantity::parse(&own.0), quantity::parse(&sum.0))
+                && pods < total
+            {
+                let rule =
+                    format!("must be greater than or equal to aggregate container requests of {}", sum.0);
+                errors.invalid(&at.key(&name), &own.0, &rule);
+            }
+        }
     }
     if let Some(overhead) = &spec.overhead {
         amounts(overhead, &at.child("overhead"), errors, &|_, _, _| {});

@@ -5,7 +5,7 @@ use super::{env, names};
 use crate::api::{Container, PodSpec, Volume};
 use crate::quantity;
 use k8s_openapi::api::core::v1 as core;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Every source a volume can have, by its field's name, and whether `v` has it.
 pub fn sources(v: &Volume) -> impl Iterator<Item = (&'static str, bool)> {
@@ -254,16 +254,23 @@ fn storage_source(v: &Volume, at: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// The pod's volumes by name.
+pub type ByName<'v> = HashMap<&'v str, &'v Volume>;
+
+/// The volumes of `spec` by name, for the mounts to be checked against.
+pub fn by_name(spec: &PodSpec) -> ByName<'_> {
+    spec.volumes.iter().flatten().map(|v| (v.name.as_str(), v)).collect()
+}
+
 /// `volumeMounts` and `volumeDevices` of `c`.
-pub fn mounts(c: &Container, spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
+pub fn mounts(c: &Container, volumes: &ByName<'_>, at: &Path<'_>, errors: &mut Errors) {
     let list = at.child("volumeMounts");
-    let volume = |name: &str| spec.volumes.iter().flatten().find(|v| v.name == name);
     let mut paths = HashSet::new();
     for (i, mount) in c.volume_mounts.iter().flatten().enumerate() {
         let item = list.index(i);
         match mount.name.as_str() {
             "" => errors.required(&item.child("name"), ""),
-            name if volume(name).is_none() => errors.not_found(&item.child("name"), name),
+            name if !volumes.contains_key(name) => errors.not_found(&item.child("name"), name),
             _ => {}
         }
         need(&item, "mountPath", &mount.mount_path, errors);
@@ -273,7 +280,7 @@ pub fn mounts(c: &Container, spec: &PodSpec, at: &Path<'_>, errors: &mut Errors)
         sub_paths(mount, &list, &item, errors);
         propagation(mount, c, &item, errors);
     }
-    devices(c, spec, at, &paths, errors);
+    devices(c, volumes, at, &paths, errors);
 }
 
 /// The API server names these errors without the mount's index.
@@ -311,15 +318,12 @@ fn propagation(mount: &core::VolumeMount, c: &Container, at: &Path<'_>, errors: 
     }
 }
 
-fn devices(c: &Container, spec: &PodSpec, at: &Path<'_>, mounted: &HashSet<&str>, errors: &mut Errors) {
+fn devices(c: &Container, volumes: &ByName<'_>, at: &Path<'_>, mounted: &HashSet<&str>, errors: &mut Errors) {
     let list = at.child("volumeDevices");
     let mut seen = HashSet::new();
-    if spec.host_users == Some(false) && c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
-        errors.forbidden(&list, "when `hostUsers` is false");
-    }
     for (i, device) in c.volume_devices.iter().flatten().enumerate() {
         let item = list.index(i);
-        let source = spec.volumes.iter().flatten().find(|v| v.name == device.name);
+        let source = volumes.get(device.name.as_str());
         match (device.name.as_str(), source) {
             ("", _) => errors.required(&item.child("name"), ""),
             (name, None) => errors.not_found(&item.child("name"), name),
