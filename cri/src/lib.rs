@@ -9,6 +9,7 @@
 //! | [`Client`] | a method for every call, with deadlines and errors that name call and object |
 //! | [`Connection`], [`Capabilities`] | whether there is a runtime, and what it can do |
 //! | [`Events`] | the container event stream |
+//! | `fake` (feature) | a runtime in memory, for tests of whoever calls one |
 //!
 //! Tasks, for each client:
 //!
@@ -24,6 +25,8 @@ mod deadline;
 mod detect;
 mod error;
 mod events;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod link;
 pub mod v1;
 
