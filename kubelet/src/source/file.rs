@@ -15,7 +15,7 @@
 use super::SourceEvent;
 use super::manifest::{self, Look, Problem, Stamp, Why};
 use super::table::{Outcome, Report, Table, When};
-use super::watch::{Changes, Place, Watcher, is_hidden};
+use super::watch::{Changes, Place, Watcher, identity, is_hidden};
 use crate::api::Origin;
 use crate::event::{Event, Kind, Recorder};
 use std::collections::BTreeMap;
@@ -149,16 +149,18 @@ impl Source {
     /// Looks at the path itself and at every name in it.
     async fn everything(&mut self, arrived: Instant, why: Why) -> Result<(), Closed> {
         // Attaching anew forgets the events that wait: the slow pass only does it where there is need.
-        let attached = match why {
-            Why::Net if self.watcher.is_attached() => Ok(Place::Directory),
-            _ => self.watcher.attach(),
+        let kept = if why == Why::Net { self.watcher.attached() } else { None };
+        let (place, trouble) = match kept.map_or_else(|| self.watcher.attach(), Ok) {
+            Ok(place) => (Some(place), None),
+            Err(e) => (
+                self.unwatched(),
+                Some(format!("cannot be watched and is listed at fileCheckFrequency only: {e}")),
+            ),
         };
-        let (place, trouble) = match attached {
-            Ok(place) => (place, None),
-            Err(e) => {
-                let place = if self.watcher.root().is_dir() { Place::Directory } else { Place::Absent };
-                (place, Some(format!("cannot be watched and is listed at fileCheckFrequency only: {e}")))
-            }
+        let Some(place) = place else {
+            // What is there is unknown: what runs keeps running.
+            self.report_trouble(trouble);
+            return Ok(());
         };
         let names = match place {
             Place::Absent => return self.absent(arrived, trouble).await,
@@ -178,6 +180,19 @@ impl Source {
         all.extend(names.into_iter().map(|n| (n, why)));
         self.look(all, arrived).await?;
         self.sync().await
+    }
+
+    /// What the path is when it cannot be watched; `None` when that cannot be told either.
+    fn unwatched(&mut self) -> Option<Place> {
+        let place = match self.watcher.root().metadata() {
+            Ok(m) if m.is_dir() => Place::Directory,
+            Ok(m) if m.is_file() => Place::File,
+            Ok(_) => Place::Absent,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Absent,
+            Err(_) => return None,
+        };
+        self.watcher.assume(place);
+        Some(place)
     }
 
     /// The path is not there, or is something that cannot hold manifests.
@@ -236,12 +251,18 @@ impl Source {
         let jobs: Vec<_> =
             names.into_iter().map(|(known, n, why)| (self.watcher.path(&n), n, why, known)).collect();
         let node_name = self.node_name.clone();
+        let (root, directory) = (self.watcher.root().to_path_buf(), self.watcher.identity());
         let looks = blocking(move || {
             let each = jobs.into_iter().map(|(path, name, why, known)| {
                 let (look, stamp) = manifest::look(&path, &node_name, why, known.as_ref());
                 (name, look, stamp)
             });
-            each.collect()
+            let mut looks: Looks = each.collect();
+            // Gone from the directory, or gone with it? The latter is an event of its own, with its own patience.
+            if directory.is_none() || directory != identity(&root) {
+                looks.retain(|(_, look, _)| !matches!(look, Look::Absent));
+            }
+            looks
         });
         match looks.await {
             Ok(looks) => Some(looks),

@@ -468,6 +468,42 @@ async fn the_slow_pass_finds_what_inotify_does_not_tell() {
 }
 
 #[tokio::test]
+async fn the_slow_pass_sees_a_directory_moved_with_the_one_above_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // Two levels above the manifests nothing is watched.
+    let top = dir.path().join("top");
+    for (version, image) in [("top", "one"), ("next", "two")] {
+        let m = dir.path().join(version).join("etc/m");
+        std::fs::create_dir_all(&m).unwrap();
+        std::fs::write(m.join("a"), text("a", image)).unwrap();
+    }
+    let (tx, rx) = mpsc::channel(16);
+    let recorder = Recorder::new(16);
+    let path = top.join("etc/m");
+    let source = spawn(path, "Node1", Duration::from_millis(20), tx, recorder.clone()).unwrap();
+    let mut w = World { dir, rx, source, recorder, running: BTreeMap::new(), synced: 0, last: None };
+    w.until(&["a-node1=one"]).await;
+    std::fs::rename(&top, w.dir.path().join("old")).unwrap();
+    std::fs::rename(w.dir.path().join("next"), &top).unwrap();
+    w.until(&["a-node1=two"]).await;
+    std::fs::remove_file(top.join("etc/m/a")).unwrap();
+    w.until(&[]).await;
+}
+
+#[tokio::test]
+async fn a_slow_pass_over_a_single_file_loses_no_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = dir.path().join("m");
+    std::fs::write(&m, text("a", "i")).unwrap();
+    let mut w = World::with(dir, false, Duration::from_millis(1));
+    w.until_synced().await;
+    for i in 0..50 {
+        std::fs::write(&m, text("a", &format!("i{i}"))).unwrap();
+        w.until(&[&format!("a-node1=i{i}")]).await;
+    }
+}
+
+#[tokio::test]
 async fn the_slow_pass_does_not_read_what_is_being_written() {
     use std::io::Write;
     let mut w = World::with(tempfile::tempdir().unwrap(), true, Duration::from_millis(5));

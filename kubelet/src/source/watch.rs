@@ -43,12 +43,22 @@ pub struct Watcher {
     fd: AsyncFd<Inotify>,
     root: PathBuf,
     place: Place,
-    above: Option<(WatchDescriptor, OsString)>,
+    above: Option<Above>,
     directory: Option<WatchDescriptor>,
     /// The directory that is watched, by device and inode.
     identity: Option<(u64, u64)>,
     links: HashMap<WatchDescriptor, BTreeSet<OsString>>,
     buffer: Box<[u8]>,
+}
+
+/// The nearest existing directory above the path.
+#[derive(Debug)]
+struct Above {
+    watch: WatchDescriptor,
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+    /// The name to expect in it.
+    next: OsString,
 }
 
 /// A file's content is complete when its writer closes it or it is renamed into place; IN_MODIFY says neither.
@@ -94,9 +104,30 @@ impl Watcher {
         &self.root
     }
 
-    /// Whether the path still is the directory that is watched.
-    pub fn is_attached(&self) -> bool {
-        self.identity.is_some() && self.identity == identity(&self.root)
+    /// What the path is, if the watches still are the right ones for it.
+    pub fn attached(&self) -> Option<Place> {
+        let above_is_same = match &self.above {
+            Some(above) => above.identity.is_some() && above.identity == identity(&above.path),
+            None => self.root.parent().is_none(),
+        };
+        let same = match (self.place, &self.above) {
+            (Place::Directory, _) => self.directory.is_some() && self.identity == identity(&self.root),
+            (Place::File, _) => self.root.is_file(),
+            (Place::Absent, Some(above)) => !above.path.join(&above.next).exists(),
+            (Place::Absent, None) => false,
+        };
+        (above_is_same && same).then_some(self.place)
+    }
+
+    /// Takes the path for `place` though it could not be watched.
+    pub fn assume(&mut self, place: Place) {
+        self.place = place;
+        self.identity = identity(&self.root).filter(|_| place == Place::Directory);
+    }
+
+    /// Which directory holds the manifests; none for a single manifest.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.identity
     }
 
     /// Watches the path as it is now and says what it is. What changes after this call is seen as an event.
@@ -106,23 +137,23 @@ impl Watcher {
     pub fn attach(&mut self) -> io::Result<Place> {
         self.detach();
         self.place = Place::Absent;
-        let Some(last) = self.root.file_name().map(OsStr::to_owned) else {
+        if self.root.file_name().is_none() {
             // The root of the file system: nothing above it.
             self.directory = Some(self.add(&self.root.clone(), directory_mask())?);
+            self.identity = identity(&self.root);
             self.place = Place::Directory;
             return Ok(self.place);
-        };
+        }
         // From the innermost directory outwards until one exists; again if the next one inwards appeared meanwhile.
         for _ in 0..100 {
-            let Some((above, next)) = self.watch_above()? else { continue };
-            let innermost = self.root.parent() == Some(above.as_path());
-            if !innermost {
-                if above.join(&next).is_dir() {
+            self.watch_above()?;
+            let Some(above) = &self.above else { continue };
+            if self.root.parent() != Some(above.path.as_path()) {
+                if above.path.join(&above.next).is_dir() {
                     continue;
                 }
                 return Ok(Place::Absent);
             }
-            debug_assert_eq!(next, last, "the innermost directory above holds the path's last name");
             self.place = match self.add(&self.root.clone(), directory_mask()) {
                 Ok(watch) => {
                     self.directory = Some(watch);
@@ -138,20 +169,21 @@ impl Watcher {
         Ok(Place::Absent)
     }
 
-    /// Watches the nearest existing directory above the path; gives it and the name to expect in it.
-    fn watch_above(&mut self) -> io::Result<Option<(PathBuf, OsString)>> {
+    /// Watches the nearest existing directory above the path.
+    fn watch_above(&mut self) -> io::Result<()> {
         let mut inner = self.root.clone();
-        while let (Some(above), Some(next)) = (inner.parent().map(Path::to_path_buf), inner.file_name()) {
-            match self.add(&above, directory_mask()) {
+        while let (Some(path), Some(next)) = (inner.parent().map(Path::to_path_buf), inner.file_name()) {
+            match self.add(&path, directory_mask()) {
                 Ok(watch) => {
-                    self.above = Some((watch, next.to_owned()));
-                    return Ok(Some((above, next.to_owned())));
+                    let (identity, next) = (identity(&path), next.to_owned());
+                    self.above = Some(Above { watch, path, identity, next });
+                    return Ok(());
                 }
-                Err(e) if missing(&e) => inner = above,
+                Err(e) if missing(&e) => inner = path,
                 Err(e) => return Err(e),
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Also watches the target of the link `file`, so that a change behind it is seen; `true` if it was not before.
@@ -179,7 +211,7 @@ impl Watcher {
     fn detach(&mut self) {
         self.identity = None;
         let mut watches = self.fd.get_ref().watches();
-        let above = self.above.take().map(|(watch, _)| watch);
+        let above = self.above.take().map(|above| above.watch);
         let links = self.links.drain().map(|(watch, _)| watch);
         for watch in above.into_iter().chain(self.directory.take()).chain(links) {
             // A watch whose directory is gone is gone too.
@@ -229,12 +261,9 @@ impl Watcher {
             }
             return;
         }
-        let Some((above, next)) = self.above.as_ref() else { return };
-        if *above != event.wd {
-            return;
-        }
+        let Some(above) = self.above.as_ref().filter(|above| above.watch == event.wd) else { return };
         match &event.name {
-            Some(name) if name == next => changes.everything |= self.is_new_place(mask),
+            Some(name) if *name == above.next => changes.everything |= self.is_new_place(mask),
             Some(_) => {}
             None => changes.everything |= mask.intersects(gone),
         }
@@ -278,7 +307,8 @@ fn is_being_written(path: &Path, mask: EventMask) -> bool {
     !mask.contains(EventMask::ISDIR) && path.symlink_metadata().is_ok_and(|m| m.is_file() && m.nlink() == 1)
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Which file `path` leads to, by device and inode.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     path.metadata().ok().map(|m| (m.dev(), m.ino()))
 }
