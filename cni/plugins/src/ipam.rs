@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use cni::runtime::{Runtime, run_plugin};
-use cni::{Attachment, CniError, CniResult, code};
+use cni::{Attachment, Cidr, CniError, CniResult, code};
 use serde_json::Value;
 
 use crate::host_local::{self, HostLocal};
@@ -75,6 +75,14 @@ impl Ipam {
             Ipam::None => Ok(()),
             Ipam::HostLocal => HostLocal.status(request),
             Ipam::Other(name) => exec(name, request).map(drop),
+        }
+    }
+
+    /// The subnets addresses come from, where that can be told without asking for one.
+    pub fn subnets(&self, request: &Request) -> Result<Vec<Cidr>, CniError> {
+        match self {
+            Ipam::HostLocal => host_local::subnets(request),
+            _ => Ok(Vec::new()),
         }
     }
 

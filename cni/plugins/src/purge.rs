@@ -37,8 +37,7 @@ pub fn purge(file: &Path) -> anyhow::Result<()> {
     }
     if nft::available().is_ok() {
         // The rules are shared; the last network takes them along.
-        let emptied = nft::is_empty().and_then(|empty| if empty { nft::remove_table() } else { Ok(()) });
-        failures.extend(emptied.err().map(|e| e.to_string()));
+        failures.extend(nft::remove_table_if_unused().err().map(|e| e.to_string()));
     }
     if !failures.is_empty() {
         bail!("network {}: {}", list.name, failures.join("; "));

@@ -1,4 +1,4 @@
-//! Elements of nftables sets and maps: add, remove, list. linux/netfilter/nf_tables.h.
+//! Elements of nftables sets and maps: add, remove, list; and which chains there are. linux/netfilter/nf_tables.h.
 
 use nix::errno::Errno;
 
@@ -8,10 +8,13 @@ use super::{NfError, Socket};
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_GETSETELEM: u16 = 13;
 const NFT_MSG_DELSETELEM: u16 = 14;
 const NFPROTO_INET: u8 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -186,6 +189,46 @@ impl Socket {
             return Err(NfError::Malformed { what: format!("change table {table}") });
         }
         Ok(())
+    }
+
+    /// Whether `inet TABLE` has this chain.
+    pub fn has_chain(&mut self, table: &str, chain: &str) -> Result<bool, NfError> {
+        let found = self.dump(
+            &format!("look up chain {chain} of table {table}"),
+            |seq| {
+                let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN;
+                let mut m = Message::new(kind, NLM_F_REQUEST | NLM_F_ACK, seq, NFPROTO_INET, 0);
+                m.text(NFTA_CHAIN_TABLE, table).text(NFTA_CHAIN_NAME, chain);
+                m.finish()
+            },
+            |_, items| {
+                items.push(());
+                Some(())
+            },
+        );
+        match found {
+            Err(e) if e.has(Errno::ENOENT) => Ok(false),
+            found => Ok(!found?.is_empty()),
+        }
+    }
+
+    /// The names of the chains of `inet TABLE`; none when it is not there.
+    pub fn chains(&mut self, table: &str) -> Result<Vec<String>, NfError> {
+        let text =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
+        self.dump(
+            &format!("list the chains of table {table}"),
+            |seq| {
+                let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN;
+                Message::new(kind, NLM_F_REQUEST | NLM_F_DUMP, seq, NFPROTO_INET, 0).finish()
+            },
+            |payload, items| {
+                if text(wire::attr(payload, NFTA_CHAIN_TABLE)?) == table {
+                    items.push(text(wire::attr(payload, NFTA_CHAIN_NAME)?));
+                }
+                Some(())
+            },
+        )
     }
 
     /// The elements of a map of `inet TABLE`; an empty list when the table or the map is not there.

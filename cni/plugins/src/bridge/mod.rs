@@ -2,7 +2,7 @@
 //!
 //! Called by runtimes as the first plugin of a network. The order of its steps lets DEL, which knows nothing but
 //! container id and interface name, undo an ADD that was killed anywhere: names of links are made from those two,
-//! leases and nftables elements carry them.
+//! leases carry them. The bridge itself and the masquerading of its subnet are the network's and stay.
 
 mod conf;
 mod container;
@@ -14,7 +14,7 @@ use cni::netlink::{Link, Netlink};
 use cni::netns::Netns;
 use cni::{Cidr, CniError, CniResult, Interface, Route, code};
 
-use crate::nft::{self, Entry, MASQUERADE_MAPS};
+use crate::nft;
 use crate::owner::{Mark, Owner};
 use crate::skel::{Plugin, Request, note};
 use conf::BridgeConf;
@@ -85,9 +85,8 @@ impl Plugin for Bridge {
         container::verify(&netns, &request.ifname, &prev)?;
         if conf.ip_masq {
             for ip in prev.container_ips() {
-                let entry = Entry::Masquerade { address: ip.address };
-                if !nft::has(&owner, &entry)? {
-                    return wrong(format!("the masquerading of {} is gone", ip.address.addr));
+                if !nft::masquerades(&ip.address)? {
+                    return wrong(format!("the masquerading of {} is gone", ip.address.network()));
                 }
             }
         }
@@ -104,8 +103,6 @@ impl Plugin for Bridge {
                 failures.extend(netlink.delete_link(&link.name).map_err(kernel).err());
             }
         }
-        let garbage = |mark: &str| Mark::read(mark).is_some_and(|m| m.is_garbage(&request.network, valid));
-        failures.extend(nft::remove(MASQUERADE_MAPS, &garbage).err());
         failures.extend(conf.ipam.gc(request, valid).err());
         all(failures)
     }
@@ -136,9 +133,8 @@ fn attach(
         host::ensure_gateways(netlink, conf, bridge, &result.ips)?;
     }
     if conf.ip_masq {
-        let entries: Vec<Entry> =
-            result.ips.iter().map(|ip| Entry::Masquerade { address: ip.address }).collect();
-        nft::add(&owner, None, &entries, &|_| false)?;
+        let subnets: Vec<Cidr> = result.ips.iter().map(|ip| ip.address.network()).collect();
+        nft::ensure_masquerade(&subnets)?;
     }
     let link = |name: &str, mac: String, sandbox: String| Interface {
         name: name.to_string(),
@@ -199,7 +195,6 @@ fn cleanup(request: &Request, conf: Option<&BridgeConf>) -> Result<(), CniError>
         },
         Err(e) => failures.push(e),
     }
-    failures.extend(nft::remove(MASQUERADE_MAPS, &|mark| owner.owns(mark)).err());
     all(failures)
 }
 
@@ -233,6 +228,10 @@ fn all(mut failures: Vec<CniError>) -> Result<(), CniError> {
 pub fn purge(request: &Request) -> Result<(), CniError> {
     let conf = BridgeConf::read(request)?;
     let mut failures: Vec<CniError> = Bridge.gc(request, &HashSet::new()).err().into_iter().collect();
+    if conf.ip_masq {
+        let ended = conf.ipam.subnets(request).and_then(|subnets| nft::remove_masquerade(&subnets));
+        failures.extend(ended.err());
+    }
     failures.extend(conf.ipam.purge(request).err());
     let netlink = Netlink::open().map_err(kernel)?;
     if let Some(bridge) = netlink.link(&conf.bridge).map_err(kernel)? {

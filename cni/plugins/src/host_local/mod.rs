@@ -10,7 +10,7 @@ mod store;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use cni::{CniError, CniResult, IpConfig, code};
+use cni::{Cidr, CniError, CniResult, IpConfig, code};
 
 use crate::skel::{Plugin, Request};
 use conf::{IpamConf, Requested};
@@ -94,6 +94,12 @@ pub fn purge(request: &Request) -> Result<(), CniError> {
     }
 }
 
+/// The subnets of the ranges.
+pub fn subnets(request: &Request) -> Result<Vec<Cidr>, CniError> {
+    let conf = IpamConf::read(request)?;
+    Ok(conf.ranges.iter().flat_map(|set| &set.0).map(|range| range.subnet).collect())
+}
+
 /// One address of one range set.
 fn allocate(
     store: &Store,
@@ -123,7 +129,7 @@ fn allocate(
     };
     Ok(IpConfig {
         interface: None,
-        address: cni::Cidr { addr, prefix: range.subnet.prefix },
+        address: Cidr { addr, prefix: range.subnet.prefix },
         gateway: Some(range.gateway),
     })
 }

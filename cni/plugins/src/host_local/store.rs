@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -220,7 +220,7 @@ impl Store {
             )
         })?;
         self.write(addr, lease)?;
-        if let Err(e) = fs::write(&last_path, addr.to_string()) {
+        if let Err(e) = overwrite(&last_path, &addr.to_string()) {
             note(&format!("{}: {e}", last_path.display()));
         }
         Ok((addr, range))
@@ -251,6 +251,17 @@ impl Store {
     pub fn remove_all(self) -> Result<(), CniError> {
         fs::remove_dir_all(&self.dir).map_err(|e| failed("remove", &self.dir, &e))
     }
+}
+
+/// Writes a short text over a file's old one in place. A file that is cut to nothing first is written to the disk
+/// on close by ext4 (`auto_da_alloc`), which takes milliseconds; this hint is not worth them.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    if file.metadata()?.len() > text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

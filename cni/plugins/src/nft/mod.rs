@@ -1,10 +1,12 @@
 //! The nftables table `inet stevedore_cni`: masquerading and host ports.
 //!
-//! Called by `bridge` and `portmap`. The rules are few, the same for every pod, and look everything up in maps; a pod
-//! is a few elements, whose comments say whose they are. Elements go over netlink. Rules are made by one run of the
-//! `nft` program, and only when an element was refused because they are not there: nothing is checked beforehand.
+//! Called by `bridge` and `portmap`. The rules are few and the same for every pod. Masquerading is one chain for each
+//! subnet and nothing for a pod. Host ports are elements of maps, whose comments say whose they are; they go over
+//! netlink. Rules are made by one run of the `nft` program, and only when they are found missing.
 //!
-//! A chain's name says all that is in it ("masq-10.88.0.0/16"), so one that exists needs no comparing.
+//! A chain's name says all that is in it ("masq-10.88.0.0/16"), so one that exists needs no comparing. Nothing is
+//! removed from the table when a pod without host ports goes: the kernel lets a process that removed something wait
+//! for an RCU grace period, about ten milliseconds, when it closes its socket.
 
 mod rules;
 
@@ -17,15 +19,15 @@ use nix::errno::Errno;
 
 use crate::owner::{Mark, Owner};
 
-pub use rules::{available, remove_table};
+pub use rules::available;
 
 /// The table's name, in the family inet.
 pub const TABLE: &str = "stevedore_cni";
 
-/// A rule chain that elements jump to; its name holds everything that it does.
+/// A chain of rules; its name holds everything that it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Chain {
-    /// Masquerade what leaves this subnet.
+    /// Masquerade what leaves this subnet: a chain that the kernel calls by itself.
     Masquerade(Cidr),
     /// Masquerade what reaches a host port from this subnet or from the host's loopback.
     SourceNat(Cidr),
@@ -47,8 +49,6 @@ impl Chain {
 /// Something a container wants in the table.
 #[derive(Debug, Clone)]
 pub enum Entry {
-    /// Masquerade the container's own traffic when it leaves the subnet of its address.
-    Masquerade { address: Cidr },
     /// Masquerade traffic to the container that came through a host port, if `chain` says so.
     SourceNat { ip: IpAddr, chain: Chain },
     /// A port of the host.
@@ -71,7 +71,6 @@ fn port_bytes(port: u16) -> [u8; 4] {
 impl Entry {
     pub fn set(&self) -> &'static str {
         match self {
-            Entry::Masquerade { address } => rules::by_family(address.addr, "masq4", "masq6"),
             Entry::SourceNat { ip, .. } => rules::by_family(*ip, "snat4", "snat6"),
             Entry::Port { host_ip: None, ip, .. } => rules::by_family(*ip, "ports4", "ports6"),
             Entry::Port { host_ip: Some(_), ip, .. } => rules::by_family(*ip, "ports_ip4", "ports_ip6"),
@@ -80,7 +79,6 @@ impl Entry {
 
     fn chain(&self) -> Option<Chain> {
         match self {
-            Entry::Masquerade { address } => Some(Chain::Masquerade(address.network())),
             Entry::SourceNat { chain, .. } => Some(*chain),
             Entry::Port { .. } => None,
         }
@@ -90,9 +88,6 @@ impl Entry {
     fn element(&self) -> Element {
         let jump = |chain: Chain| Some(Data::Jump(chain.name()));
         let (key, data) = match *self {
-            Entry::Masquerade { address } => {
-                (bytes(address.addr), jump(Chain::Masquerade(address.network())))
-            }
             Entry::SourceNat { ip, chain } => (bytes(ip), jump(chain)),
             Entry::Port { protocol, host_ip, host_port, ip, port } => {
                 let mut key = host_ip.map(bytes).unwrap_or_default();
@@ -109,7 +104,6 @@ impl Entry {
     /// For messages.
     pub fn describe(&self) -> String {
         match self {
-            Entry::Masquerade { address } => format!("masquerading of {}", address.addr),
             Entry::SourceNat { ip, .. } => format!("source NAT towards {ip}"),
             Entry::Port { protocol, host_ip, host_port, .. } => {
                 let host = host_ip.map(|ip| format!("{ip} ")).unwrap_or_default();
@@ -196,7 +190,7 @@ fn may_replace(
     alive: &dyn Fn(&str) -> bool,
 ) -> Result<(), CniError> {
     // An address was given to this container, so any other trace of it is stale.
-    if !matches!(entry, Entry::Port { .. }) {
+    if matches!(entry, Entry::SourceNat { .. }) {
         return Ok(());
     }
     let key = entry.element().key;
@@ -227,20 +221,18 @@ pub struct RemovedPort {
     pub ip: IpAddr,
 }
 
-/// Maps that `bridge` writes.
-pub const MASQUERADE_MAPS: &[&str] = &["masq4", "masq6"];
-/// Maps that `portmap` writes.
-pub const PORT_MAPS: &[&str] = &["ports4", "ports6", "ports_ip4", "ports_ip6", "snat4", "snat6"];
+/// Every map of the table.
+const MAPS: &[&str] = &["ports4", "ports6", "ports_ip4", "ports_ip6", "snat4", "snat6"];
 
-/// Removes every element of these maps whose mark is picked; the host ports among them are returned.
-pub fn remove(sets: &[&'static str], which: &dyn Fn(&str) -> bool) -> Result<Vec<RemovedPort>, CniError> {
+/// Removes every element whose mark is picked; the host ports among them are returned.
+pub fn remove(which: &dyn Fn(&str) -> bool) -> Result<Vec<RemovedPort>, CniError> {
     let mut socket = Socket::open().map_err(|e| failed(&e))?;
     let mut ports = Vec::new();
     // Again when another process removed one of them meanwhile.
     for _ in 0..8 {
         ports.clear();
         let mut changes = Vec::new();
-        for set in sets {
+        for set in MAPS {
             for element in socket.elements(TABLE, set).map_err(|e| failed(&e))? {
                 if which(&element.comment) {
                     ports.extend(removed_port(set, &element));
@@ -265,15 +257,60 @@ pub fn has(owner: &Owner, entry: &Entry) -> Result<bool, CniError> {
     Ok(elements.iter().any(|e| e.key == wanted.key && e.data == wanted.data && owner.owns(&e.comment)))
 }
 
-/// True when no map holds anything.
-pub fn is_empty() -> Result<bool, CniError> {
+/// Makes sure that what leaves these subnets is masqueraded.
+pub fn ensure_masquerade(subnets: &[Cidr]) -> Result<(), CniError> {
+    let missing = |socket: &mut Socket| -> Result<HashSet<Chain>, CniError> {
+        let mut missing = HashSet::new();
+        for chain in subnets.iter().map(|net| Chain::Masquerade(net.network())) {
+            if !socket.has_chain(TABLE, &chain.name()).map_err(|e| failed(&e))? {
+                missing.insert(chain);
+            }
+        }
+        Ok(missing)
+    };
     let mut socket = Socket::open().map_err(|e| failed(&e))?;
-    for set in MASQUERADE_MAPS.iter().chain(PORT_MAPS) {
-        if !socket.elements(TABLE, set).map_err(|e| failed(&e))?.is_empty() {
-            return Ok(false);
+    let chains = missing(&mut socket)?;
+    if chains.is_empty() {
+        return Ok(());
+    }
+    let said = rules::install(&chains)?;
+    if missing(&mut socket)?.is_empty() {
+        return Ok(());
+    }
+    Err(CniError {
+        details: said,
+        ..CniError::new(code::KERNEL, format!("nftables table {TABLE} cannot be made"))
+    })
+}
+
+/// Whether what leaves this subnet is masqueraded.
+pub fn masquerades(subnet: &Cidr) -> Result<bool, CniError> {
+    let mut socket = Socket::open().map_err(|e| failed(&e))?;
+    socket.has_chain(TABLE, &Chain::Masquerade(*subnet).name()).map_err(|e| failed(&e))
+}
+
+/// Ends the masquerading of these subnets; one that is not masqueraded is no error.
+pub fn remove_masquerade(subnets: &[Cidr]) -> Result<(), CniError> {
+    for net in subnets {
+        if masquerades(net)? {
+            rules::remove_chain(&Chain::Masquerade(net.network()))?;
         }
     }
-    Ok(true)
+    Ok(())
+}
+
+/// Removes the table when no network uses it any more.
+pub fn remove_table_if_unused() -> Result<(), CniError> {
+    let mut socket = Socket::open().map_err(|e| failed(&e))?;
+    if socket.chains(TABLE).map_err(|e| failed(&e))?.iter().any(|name| name.starts_with("masq-")) {
+        return Ok(());
+    }
+    for set in MAPS {
+        if !socket.elements(TABLE, set).map_err(|e| failed(&e))?.is_empty() {
+            return Ok(());
+        }
+    }
+    rules::remove_table()
 }
 
 fn removed_port(set: &str, element: &Element) -> Option<RemovedPort> {

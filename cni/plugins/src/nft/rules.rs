@@ -1,6 +1,6 @@
 //! The rules of the table, and running `nft` to put them in.
 //!
-//! Called by the parent when elements find no table or no chain. Several plugins may do so at once: each transaction
+//! Called by the parent when it finds no table or no chain. Several plugins may do so at once: each transaction
 //! begins with a `create` that only one of them wins, so no rule is ever there twice.
 
 use std::collections::HashSet;
@@ -29,8 +29,6 @@ fn base() -> String {
     let t = TABLE;
     format!(
         "create table inet {t}
-add map inet {t} masq4 {{ type ipv4_addr : verdict; }}
-add map inet {t} masq6 {{ type ipv6_addr : verdict; }}
 add map inet {t} snat4 {{ type ipv4_addr : verdict; }}
 add map inet {t} snat6 {{ type ipv6_addr : verdict; }}
 add map inet {t} ports4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -51,34 +49,32 @@ add rule inet {t} output fib daddr type local jump hostports
 add chain inet {t} postrouting {{ type nat hook postrouting priority 100; }}
 add rule inet {t} postrouting ct status dnat ip daddr vmap @snat4
 add rule inet {t} postrouting ct status dnat ip6 daddr vmap @snat6
-add rule inet {t} postrouting ip saddr vmap @masq4
-add rule inet {t} postrouting ip6 saddr vmap @masq6
 "
     )
 }
 
 fn chain_rules(chain: &Chain) -> String {
     let name = chain.name();
-    let mut out = format!("create chain inet {TABLE} {name}\n");
-    let mut rule = |text: String| {
-        let _ = writeln!(out, "add rule inet {TABLE} {name} {text}");
-    };
     let words = |net: &Cidr| by_family(net.addr, ("ip", "224.0.0.0/4"), ("ip6", "ff00::/8"));
-    match chain {
+    let (kind, rules) = match chain {
         Chain::Masquerade(net) => {
             let ((ip, multicast), net) = (words(net), net.network());
-            rule(format!("{ip} daddr {net} return"));
-            rule(format!("{ip} daddr {multicast} return"));
-            rule("masquerade".into());
+            let rule = format!("{ip} saddr {net} {ip} daddr != {net} {ip} daddr != {multicast} masquerade");
+            (" { type nat hook postrouting priority 100; }", vec![rule])
         }
         Chain::SourceNat(net) => {
             let ((ip, _), net) = (words(net), net.network());
-            rule(format!("{ip} saddr {net} masquerade"));
+            let mut rules = vec![format!("{ip} saddr {net} masquerade")];
             if net.is_ipv4() {
-                rule("ip saddr 127.0.0.0/8 masquerade".into());
+                rules.push("ip saddr 127.0.0.0/8 masquerade".into());
             }
+            ("", rules)
         }
-        Chain::SourceNatAll => rule("masquerade".into()),
+        Chain::SourceNatAll => ("", vec!["masquerade".to_string()]),
+    };
+    let mut out = format!("create chain inet {TABLE} {name}{kind}\n");
+    for rule in rules {
+        let _ = writeln!(out, "add rule inet {TABLE} {name} {rule}");
     }
     out
 }
@@ -96,6 +92,15 @@ pub fn install(chains: &HashSet<Chain>) -> Result<String, CniError> {
         said.push_str(&nft(&chain_rules(chain))?);
     }
     Ok(said)
+}
+
+/// Removes a chain that is there and that nothing jumps to.
+pub fn remove_chain(chain: &Chain) -> Result<(), CniError> {
+    let name = chain.name();
+    match nft(&format!("flush chain inet {TABLE} {name}\ndelete chain inet {TABLE} {name}\n"))? {
+        said if said.is_empty() => Ok(()),
+        said => Err(CniError::new(code::KERNEL, format!("nft: {said}"))),
+    }
 }
 
 /// Removes the table with everything in it; one that is not there is no error.

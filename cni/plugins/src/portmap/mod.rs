@@ -12,7 +12,7 @@ use cni::netlink::{Netlink, NetlinkError};
 use cni::nfnetlink::{Protocol, Socket};
 use cni::{CniError, CniResult, IpConfig, code, sysctl};
 
-use crate::nft::{self, Chain, Entry, PORT_MAPS, RemovedPort};
+use crate::nft::{self, Chain, Entry, RemovedPort};
 use crate::owner::Mark;
 use crate::skel::{Plugin, Request, note};
 use conf::PortmapConf;
@@ -49,7 +49,7 @@ impl Plugin for Portmap {
 
     fn del(&self, request: &Request) -> Result<(), CniError> {
         let owner = request.owner();
-        let removed = nft::remove(PORT_MAPS, &|mark| owner.owns(mark))?;
+        let removed = nft::remove(&|mark| owner.owns(mark))?;
         forget_flows(&removed, |port, flow_target| flow_target == port.ip);
         Ok(())
     }
@@ -70,7 +70,7 @@ impl Plugin for Portmap {
 
     fn gc(&self, request: &Request, valid: &HashSet<(String, String)>) -> Result<(), CniError> {
         let garbage = |mark: &str| Mark::read(mark).is_some_and(|m| m.is_garbage(&request.network, valid));
-        let removed = nft::remove(PORT_MAPS, &garbage)?;
+        let removed = nft::remove(&garbage)?;
         forget_flows(&removed, |port, flow_target| flow_target == port.ip);
         Ok(())
     }

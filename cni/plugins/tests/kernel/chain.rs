@@ -48,11 +48,17 @@ fn check_sees_what_somebody_changed() {
         lab.call(async |r| r.check(&lab.list, &pod.at, Some(&pod.result)).await).map_err(|e| e.to_string())
     };
     type Damage<'a> = &'a dyn Fn(&crate::lab::Pod);
-    let breakages: [(&str, Damage<'_>); 5] = [
+    let breakages: [(&str, Damage<'_>); 6] = [
         ("address", &|p| drop(p.ns.ip(&format!("addr del {}/24 dev eth0", p.ip4)))),
         ("route", &|p| drop(p.ns.ip("-6 route del default"))),
         ("down", &|p| drop(p.ns.ip("link set eth0 down"))),
         ("no port", &|p| drop(lab.node.ip(&format!("link set {} nomaster", p.result.interfaces[1].name)))),
+        ("masquerading of 10.88.0.0/24", &|_| {
+            let chain = "masq-10.88.0.0/24";
+            let args =
+                ["netns", "exec", &lab.node.name, "nft", "delete", "chain", "inet", "stevedore_cni", chain];
+            assert!(std::process::Command::new("ip").args(args).status().unwrap().success());
+        }),
         ("8080", &|_| {
             let args =
                 ["netns", "exec", &lab.node.name, "nft", "flush", "map", "inet", "stevedore_cni", "ports4"];
@@ -192,12 +198,6 @@ fn purge_removes_the_bridge_the_leases_and_the_table() {
     let Some(lab) = Lab::new("purge_removes_the_bridge_the_leases_and_the_table") else { return };
     let _pods = [lab.pod(ports(&[(8080, 80, "tcp")])), lab.pod(json!([]))];
     let file = lab.dir.path().join("net.conflist");
-    let params = cni::ConflistParams {
-        name: lab.network.clone(),
-        data_dir: Some(lab.dir.path().join("leases")),
-        ..Default::default()
-    };
-    std::fs::write(&file, cni::default_conflist(&params)).unwrap();
     for _ in 0..2 {
         let mut run = std::process::Command::new(crate::lab::BINARY);
         run.arg("purge").arg(&file);

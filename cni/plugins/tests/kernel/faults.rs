@@ -27,7 +27,8 @@ fn fifty_pods_at_once_get_fifty_addresses() {
         .output()
         .unwrap();
     let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
-    assert_eq!(rules.matches("ip saddr vmap @masq4").count(), 1, "{rules}");
+    assert_eq!(rules.matches("chain masq-").count(), 2, "{rules}");
+    assert_eq!(rules.matches("ip saddr 10.88.0.0/24 ip daddr != 10.88.0.0/24").count(), 1, "{rules}");
     assert_eq!(rules.matches("ip saddr 10.88.0.0/24 masquerade").count(), 1, "{rules}");
     pods[7].ns.serve("0.0.0.0:80");
     lab.outside.ask(&format!("{}:10007", crate::lab::NODE4)).unwrap();

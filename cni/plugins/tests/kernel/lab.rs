@@ -159,7 +159,9 @@ impl Lab {
             data_dir: Some(dir.path().join("leases")),
             ..Default::default()
         };
-        let list = NetConfList::parse(cni::default_conflist(&params).as_bytes()).unwrap();
+        let text = cni::default_conflist(&params);
+        std::fs::write(dir.path().join("net.conflist"), &text).unwrap();
+        let list = NetConfList::parse(text.as_bytes()).unwrap();
         Lab { node, outside, dir, network, list }
     }
 
@@ -261,7 +263,7 @@ impl Lab {
 
     /// Elements of every map of the table.
     pub fn elements(&self) -> Vec<(&'static str, Element)> {
-        let maps = ["masq4", "masq6", "ports4", "ports6", "ports_ip4", "ports_ip6", "snat4", "snat6"];
+        let maps = ["ports4", "ports6", "ports_ip4", "ports_ip6", "snat4", "snat6"];
         self.node
             .net
             .run(|| {
