@@ -25,8 +25,11 @@ impl<'a> Fields<'a> {
         if self.at.is_empty() { name.to_string() } else { format!("{}.{name}", self.at) }
     }
 
+    /// The field, in whatever case it is written when not in its own: the plugins of others read JSON so, and
+    /// containerd relies on it (its port mappings say "HostPort").
     fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|v| !v.is_null())
+        let other_case = || self.map.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v);
+        self.map.get(name).or_else(other_case).filter(|v| !v.is_null())
     }
 
     /// An "invalid configuration" error about a field of this object.

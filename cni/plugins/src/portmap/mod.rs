@@ -235,6 +235,16 @@ mod tests {
     }
 
     #[test]
+    fn mappings_are_read_in_the_case_that_containerd_writes() {
+        let theirs =
+            json!([{"HostPort": 80, "ContainerPort": 8080, "Protocol": "udp", "HostIP": "192.0.2.1"}]);
+        let ours = json!([{"hostPort": 80, "containerPort": 8080, "protocol": "UDP", "hostIP": "192.0.2.1"}]);
+        assert_eq!(mappings(theirs).unwrap().mappings, mappings(ours).unwrap().mappings);
+        let none = json!([{"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}]);
+        assert_eq!(mappings(none).unwrap().mappings[0].host_ip, None);
+    }
+
+    #[test]
     fn bad_mappings_name_field_and_value() {
         for (list, words) in [
             (json!([{"hostPort": 0, "containerPort": 1}]), vec!["portMappings[0].hostPort", "0"]),

@@ -18,6 +18,29 @@ fn a_host_port_answers_outside_localhost_other_pods_and_the_pod_itself_until_del
     else {
         return;
     };
+    // Where frames between ports of the bridge pass no IP hooks, answers between pods must still come back.
+    let _ = bridge_calls_netfilter(&lab, "0");
+    answers_everywhere(&lab);
+}
+
+#[test]
+fn a_host_port_answers_everywhere_when_the_bridge_calls_netfilter_too() {
+    const NAME: &str = "a_host_port_answers_everywhere_when_the_bridge_calls_netfilter_too";
+    let Some(lab) = Lab::new(NAME) else { return };
+    // What a cluster installer sets.
+    if let Err(e) = bridge_calls_netfilter(&lab, "1") {
+        eprintln!("SKIPPED {NAME}: no br_netfilter: {e}");
+        return;
+    }
+    answers_everywhere(&lab);
+}
+
+fn bridge_calls_netfilter(lab: &Lab, value: &str) -> std::io::Result<()> {
+    let set = |name: &str| std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"), value);
+    lab.node.net.run(|| set("iptables").and_then(|()| set("ip6tables"))).unwrap()
+}
+
+fn answers_everywhere(lab: &Lab) {
     let pod = lab.pod(ports(&[(8080, 80, "tcp")]));
     pod.ns.serve("0.0.0.0:80");
     pod.ns.serve(&format!("[{}]:80", pod.ip6));
