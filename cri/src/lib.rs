@@ -9,6 +9,7 @@
 //! | [`Client`] | a method for every call, with deadlines and errors that name call and object |
 //! | [`Connection`], [`Capabilities`] | whether there is a runtime, and what it can do |
 //! | [`Events`] | the container event stream |
+//! | `conformance` (feature) | checks that hold for every runtime, real or fake |
 //! | `fake` (feature) | a runtime in memory, for tests of whoever calls one |
 //!
 //! Tasks, for each client:
@@ -20,6 +21,8 @@
 
 mod capabilities;
 mod client;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod connect;
 mod deadline;
 mod detect;
