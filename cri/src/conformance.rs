@@ -22,8 +22,10 @@ use crate::{Client, Connector, Events, Kind, v1};
 /// What is to be checked.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// How to reach the runtime; a check may connect more than once.
+    /// How to reach the runtime, for checks that need a connection of their own.
     pub connector: Connector,
+    /// A client of it. All checks use the same one, for a client that is dropped costs containerd 1.7 an event.
+    pub client: Client,
     /// An image that is there and has a `sh`.
     pub image: String,
     /// A directory for log files, which the runtime can write to.
@@ -174,7 +176,7 @@ fn sandbox_config(subject: &Subject) -> v1::PodSandboxConfig {
 
 /// Runs a check in a sandbox of its own, and removes the sandbox whatever the check found.
 async fn in_pod(subject: &Subject, check: impl AsyncFnOnce(&Pod) -> Outcome) -> Outcome {
-    let client = Client::builder(subject.connector.clone()).build();
+    let client = subject.client.clone();
     let config = sandbox_config(subject);
     let io = |e: std::io::Error| format!("{}: {e}", config.log_directory);
     tokio::fs::create_dir_all(&config.log_directory).await.map_err(io)?;
@@ -250,7 +252,7 @@ impl Pod {
 // ---- the runtime and its sandboxes ----
 
 async fn version_and_status_are_told(subject: &Subject) -> Outcome {
-    let client = Client::builder(subject.connector.clone()).build();
+    let client = &subject.client;
     let version = client.version().await.map_err(text)?;
     same("runtime_api_version", version.runtime_api_version.as_str(), "v1")?;
     ensure(!version.runtime_name.is_empty(), || "no runtime_name".into())?;
@@ -354,8 +356,10 @@ async fn exit_codes_and_reasons_are_told(subject: &Subject) -> Outcome {
             let id = pod.start(role).await?;
             let status = pod.exited(&id).await?;
             same(role, (status.exit_code, status.reason.as_str()), want)?;
-            ensure(status.finished_at >= status.started_at, || format!("{status:?}"))?;
-            ensure(status.started_at > 0, || format!("{status:?}"))?;
+            // containerd stamps the start when the start call has returned, the exit when it happened: a container that
+            // exits at once may have finished before it started, by a little.
+            let ran = status.finished_at - status.started_at;
+            ensure(status.started_at > 0 && ran > -1_000_000_000, || format!("{status:?}"))?;
         }
         Ok(())
     })
@@ -503,7 +507,7 @@ async fn what_is_not_there_is_not_found(subject: &Subject) -> Outcome {
 }
 
 async fn what_is_not_there_is_stopped_and_removed_without_an_error(subject: &Subject) -> Outcome {
-    let client = Client::builder(subject.connector.clone()).build();
+    let client = &subject.client;
     client.stop_container(NOTHING, 1).await.map_err(text)?;
     client.remove_container(NOTHING).await.map_err(text)?;
     client.stop_pod_sandbox(NOTHING).await.map_err(text)?;
@@ -526,6 +530,23 @@ async fn event_about(events: &mut Events, id: &str) -> Result<v1::ContainerEvent
     timeout(PATIENCE, about).await.unwrap_or_else(|_| Err(format!("no event about {id}")))
 }
 
+/// Makes and removes containers until their events arrive. On containerd 1.7 each client that went away before takes one
+/// event with it, and those of earlier runs are among them.
+async fn heard(events: &mut Events, pod: &Pod) -> Outcome {
+    for _ in 0..50 {
+        let id = pod.create("polite").await?;
+        pod.client.remove_container(&id).await.map_err(text)?;
+        let both = async {
+            event_about(events, &id).await?;
+            event_about(events, &id).await
+        };
+        if let Ok(both) = timeout(Duration::from_millis(300), both).await {
+            return both.map(drop);
+        }
+    }
+    Err("no events arrive".into())
+}
+
 async fn events_tell_a_containers_life(subject: &Subject) -> Outcome {
     use v1::ContainerEventType as Type;
     in_pod(subject, async |pod| {
@@ -534,6 +555,7 @@ async fn events_tell_a_containers_life(subject: &Subject) -> Outcome {
             return Ok(());
         }
         let mut events = pod.client.container_events();
+        heard(&mut events, pod).await?;
         let id = pod.start("fails").await?;
         pod.exited(&id).await?;
         pod.client.remove_container(&id).await.map_err(text)?;
@@ -575,13 +597,13 @@ fn image(name: &str) -> v1::ImageSpec {
 const ABSENT: &str = "sha256:00000000000000000000000000000000000000000000000000000000deadbeef";
 
 async fn an_absent_image_has_no_status_and_is_removed_without_an_error(subject: &Subject) -> Outcome {
-    let client = Client::builder(subject.connector.clone()).build();
+    let client = &subject.client;
     same("status", client.image_status(image(ABSENT), false).await.map_err(text)?.image, None)?;
     client.remove_image(image(ABSENT)).await.map_err(text)
 }
 
 async fn an_image_is_found_by_name_and_id(subject: &Subject) -> Outcome {
-    let client = Client::builder(subject.connector.clone()).build();
+    let client = &subject.client;
     let status = |name: String| {
         let client = client.clone();
         async move { Ok::<_, String>(client.image_status(image(&name), false).await.map_err(text)?.image) }

@@ -3,14 +3,23 @@
 //! `CRI_TEST_IMAGE` names an image with a `sh` that the real runtime has; `localhost/stevedore/demo:latest` unless told.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![allow(clippy::print_stdout, reason = "each check has a line in the test's output")]
 
-use cri::Connector;
+use std::path::Path;
+
 use cri::conformance::{CHECKS, Subject, script};
 use cri::fake::{FakeRuntime, Profile};
+use cri::{Client, Connector};
 use rstest::rstest;
+
+fn subject(connector: Connector, image: &str, logs: &Path) -> Subject {
+    let client = Client::builder(connector.clone()).build();
+    Subject { connector, client, image: image.to_owned(), logs: logs.to_owned() }
+}
 
 /// Runs every check and prints a line for each; fails with the names of those that do not hold.
 async fn conforms(subject: &Subject) {
+    println!("{:?}", subject.client.connected().await);
     let mut failed = Vec::new();
     for check in CHECKS {
         match check.run(subject).await {
@@ -39,8 +48,7 @@ async fn the_fake_runtime_conforms(
     let logs = tempfile::tempdir().unwrap();
     let fake = FakeRuntime::builder().profile(profile).any_image().write_logs().build();
     script(&fake);
-    let subject = Subject { connector: fake.connector(), image: "demo".into(), logs: logs.path().to_owned() };
-    conforms(&subject).await;
+    conforms(&subject(fake.connector(), "demo", logs.path())).await;
     assert_eq!((fake.sandboxes().len(), fake.containers().len()), (0, 0), "the checks leave nothing behind");
 }
 
@@ -51,7 +59,7 @@ async fn the_fake_runtime_conforms_over_a_real_socket() {
     script(&fake);
     let served = fake.serve(directory.path().join("cri.sock")).await.unwrap();
     let connector = Connector::unix(served.path());
-    conforms(&Subject { connector, image: "demo".into(), logs: directory.path().to_owned() }).await;
+    conforms(&subject(connector, "demo", directory.path())).await;
 }
 
 #[tokio::test]
@@ -66,5 +74,5 @@ async fn the_runtime_at_cri_socket_conforms() {
         std::env::var("CRI_TEST_IMAGE").unwrap_or_else(|_| "localhost/stevedore/demo:latest".to_owned());
     let logs = tempfile::tempdir().unwrap();
     let connector = Connector::parse(&socket).unwrap();
-    conforms(&Subject { connector, image, logs: logs.path().to_owned() }).await;
+    conforms(&subject(connector, &image, logs.path())).await;
 }

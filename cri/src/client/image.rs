@@ -2,7 +2,7 @@
 //!
 //! As in `runtime`: one message, the useful part of the answer, [`crate::Error`].
 
-use super::Client;
+use super::{Client, gone_is_done};
 use crate::error::Result;
 use crate::v1;
 
@@ -61,15 +61,12 @@ impl Client {
         let object = image.image.clone();
         let mut service = self.inner.image.clone();
         let message = v1::RemoveImageRequest { image: Some(image) };
-        self.call(
-            "RemoveImage",
-            &object,
-            self.plain(),
-            message,
-            |m| async move { service.remove_image(m).await },
-        )
-        .await?;
-        Ok(())
+        let done =
+            self.call("RemoveImage", &object, self.plain(), message, |m| async move {
+                service.remove_image(m).await
+            })
+            .await;
+        gone_is_done(done.map(drop))
     }
 
     /// What images (and, where they lie apart, writable layers) use on disk.

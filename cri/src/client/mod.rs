@@ -1,7 +1,8 @@
 //! The client for both CRI services: one typed async method for each call.
 //!
 //! The kubelet's rooms hold clones of one [`Client`]. It adds to a call its deadline, the 16 MiB bound, an error that
-//! names call and object, and nothing else: it never retries, never caches, never interprets an answer. The calls are in
+//! names call and object, and CRI's promise that stopping and removing are idempotent, where a runtime does not keep it.
+//! Nothing else: it never retries, never caches, never interprets an answer. The calls are in
 //! `runtime` and `image`, what they share is here.
 //!
 //! Dropping the future of a call cancels it: the runtime sees the request reset and stops what it can. Whether the
@@ -299,6 +300,14 @@ fn finish<T>(call: &'static str, object: &str, outcome: Option<std::result::Resu
         Some(Ok(answer)) => Ok(answer),
         Some(Err(status)) => Err(Error::from_status(call, object, &status)),
         None => Err(Error::timeout(call, object)),
+    }
+}
+
+/// CRI promises that stopping and removing what is gone is no error. containerd 1.6 breaks the promise where it stops.
+fn gone_is_done(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind == Kind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Client, missing};
+use super::{Client, gone_is_done, missing};
 use crate::error::Result;
 use crate::v1;
 
@@ -84,22 +84,24 @@ impl Client {
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<()> {
         let mut service = self.inner.runtime.clone();
         let message = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        self.call("StopPodSandbox", id, self.plain(), message, |m| async move {
-            service.stop_pod_sandbox(m).await
-        })
-        .await?;
-        Ok(())
+        let done = self
+            .call("StopPodSandbox", id, self.plain(), message, |m| async move {
+                service.stop_pod_sandbox(m).await
+            })
+            .await;
+        gone_is_done(done.map(drop))
     }
 
     /// Removes the sandbox and all its containers, by force. Idempotent: a sandbox that is gone is no error.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
         let mut service = self.inner.runtime.clone();
         let message = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        self.call("RemovePodSandbox", id, self.plain(), message, |m| async move {
-            service.remove_pod_sandbox(m).await
-        })
-        .await?;
-        Ok(())
+        let done = self
+            .call("RemovePodSandbox", id, self.plain(), message, |m| async move {
+                service.remove_pod_sandbox(m).await
+            })
+            .await;
+        gone_is_done(done.map(drop))
     }
 
     /// State and addresses of one sandbox. In the answer `status` is always there.
@@ -207,26 +209,28 @@ impl Client {
     pub async fn stop_container(&self, id: &str, grace_seconds: i64) -> Result<()> {
         let mut service = self.inner.runtime.clone();
         let message = v1::StopContainerRequest { container_id: id.to_owned(), timeout: grace_seconds };
-        self.call(
-            "StopContainer",
-            id,
-            Some(self.inner.deadlines.on_top(grace_seconds)),
-            message,
-            |m| async move { service.stop_container(m).await },
-        )
-        .await?;
-        Ok(())
+        let done = self
+            .call(
+                "StopContainer",
+                id,
+                Some(self.inner.deadlines.on_top(grace_seconds)),
+                message,
+                |m| async move { service.stop_container(m).await },
+            )
+            .await;
+        gone_is_done(done.map(drop))
     }
 
     /// Removes the container, by force if it runs. Idempotent: a container that is gone is no error.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         let mut service = self.inner.runtime.clone();
         let message = v1::RemoveContainerRequest { container_id: id.to_owned() };
-        self.call("RemoveContainer", id, self.plain(), message, |m| async move {
-            service.remove_container(m).await
-        })
-        .await?;
-        Ok(())
+        let done = self
+            .call("RemoveContainer", id, self.plain(), message, |m| async move {
+                service.remove_container(m).await
+            })
+            .await;
+        gone_is_done(done.map(drop))
     }
 
     /// State of one container. In the answer `status` is always there.

@@ -5,7 +5,8 @@ use crate::v1;
 /// A runtime to pose as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {
-    /// containerd 1.6.20: no events, no RuntimeConfig, no handler features, no metrics.
+    /// containerd 1.6.20: no events, no RuntimeConfig, no handler features, no metrics; stopping what is gone is an
+    /// error.
     Containerd16,
     /// containerd 1.7.24: as 1.6, with events.
     Containerd17,
@@ -64,6 +65,11 @@ impl Profile {
             Self::Everything => &[],
         };
         lists.iter().any(|list| list.contains(&call))
+    }
+
+    /// Stopping a container or sandbox that is gone gives `NotFound`.
+    pub(super) fn misses_what_it_stops(self) -> bool {
+        self == Self::Containerd16
     }
 
     pub(super) fn sends_events(self) -> bool {

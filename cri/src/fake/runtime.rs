@@ -176,7 +176,12 @@ impl RuntimeService for FakeRuntime {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
         self.handle(request.into_inner(), |fake, m| async move {
-            fake.stop_sandbox(&m.pod_sandbox_id).await;
+            let id = &m.pod_sandbox_id;
+            if fake.shared.profile.misses_what_it_stops() && !fake.state().world.sandboxes.contains_key(id) {
+                let text = format!("an error occurred when try to find sandbox {id:?}: not found");
+                return Err(Status::not_found(text));
+            }
+            fake.stop_sandbox(id).await;
             Ok(v1::StopPodSandboxResponse {})
         })
         .await
@@ -310,6 +315,9 @@ impl RuntimeService for FakeRuntime {
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
         self.handle(request.into_inner(), |fake, m| async move {
+            if fake.shared.profile.misses_what_it_stops() {
+                fake.state().world.container(&m.container_id)?;
+            }
             fake.stop(&m.container_id, m.timeout).await;
             Ok(v1::StopContainerResponse {})
         })
