@@ -136,9 +136,11 @@ pub fn v2(values: &PodValues) -> Vec<Write> {
     w
 }
 
-/// `hugetlb` for a pod: what it asks for, and nothing of the other sizes the kernel has.
+/// `hugetlb` for a pod: what it asks for, and nothing of the other sizes the kernel has. Nothing of a size that cannot
+/// be limited here is no limit.
 pub fn hugetlb_of_pod(asked: &[HugetlbLimit], kernel_sizes: &[String]) -> Vec<HugetlbLimit> {
-    let mut all = asked.to_vec();
+    let limited = |h: &&HugetlbLimit| h.bytes > 0 || kernel_sizes.contains(&h.page_size);
+    let mut all: Vec<_> = asked.iter().filter(limited).cloned().collect();
     for size in kernel_sizes {
         if !asked.iter().any(|h| h.page_size == *size) {
             all.push(HugetlbLimit { page_size: size.clone(), bytes: 0 });
