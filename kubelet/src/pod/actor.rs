@@ -282,7 +282,7 @@ impl Actor {
             node: &self.rooms.identity,
         });
         self.rooms.statuses.publish(&self.pod, status);
-        if self.phase >= Phase::Running
+        if self.phase == Phase::Running
             && let Some(arrived) = self.arrived.take()
         {
             let took = arrived.elapsed();
