@@ -157,7 +157,7 @@ impl Agent {
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
         let recorder = Recorder::new(1024);
-        let (pleg, picture) = Pleg::spawn(runtime.clone(), settings.pleg);
+        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg);
         let mut facts = settings.facts;
         let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;
@@ -200,7 +200,7 @@ impl Agent {
         }
         let config = world::Config { node: settings.node, sources: expected };
         let world = World::new(rooms, config, directory.clone());
-        tasks.push(tokio::spawn(world.run(events, picture)));
+        tasks.push(tokio::spawn(world.run(events, picture, strays)));
         Ok(Self { sources, statuses, directory, recorder, metrics, pleg, tasks })
     }
 

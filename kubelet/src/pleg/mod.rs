@@ -18,7 +18,7 @@ mod look;
 pub mod observed;
 mod task;
 
-use crate::api::PodUid;
+use crate::api::{PodRef, PodUid};
 use observed::{Observed, Picture};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,15 +81,20 @@ pub struct Pleg {
 }
 
 impl Pleg {
-    /// Starts the task. The receiver gets the first full [`Picture`].
-    pub fn spawn(runtime: cri::Client, config: Config) -> (Self, oneshot::Receiver<Picture>) {
+    /// Starts the task. The first receiver gets the first full [`Picture`], the second every pod that is found in the
+    /// runtime later without anybody having asked for it.
+    pub fn spawn(
+        runtime: cri::Client,
+        config: Config,
+    ) -> (Self, oneshot::Receiver<Picture>, mpsc::Receiver<PodRef>) {
         let (tx, rx) = mpsc::channel(256);
         let (picture_tx, picture_rx) = oneshot::channel();
         let (health_tx, health) = watch::channel(Health::default());
         let index = Index::default();
-        let task = task::Task::new(runtime, config, rx, index.clone(), picture_tx, health_tx);
+        let (strays_tx, strays) = mpsc::channel(64);
+        let task = task::Task::new(runtime, config, rx, index.clone(), strays_tx, picture_tx, health_tx);
         tokio::spawn(task.run());
-        (Self { tx, index, health }, picture_rx)
+        (Self { tx, index, health }, picture_rx, strays)
     }
 
     /// What is seen of `uid` from now on; the present value is the last one seen (empty if never).

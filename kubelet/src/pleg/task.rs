@@ -6,7 +6,7 @@
 use super::look::{self, Listed};
 use super::observed::{Observed, Picture, labels};
 use super::{Config, Health, Index, LookError, Request};
-use crate::api::PodUid;
+use crate::api::{PodRef, PodUid};
 use cri::v1;
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ impl Default for Slot {
 }
 
 enum Done {
-    Pod(PodUid, Result<Observed, cri::Error>),
+    Pod(PodUid, Result<(Option<PodRef>, Observed), cri::Error>),
     All(Result<HashMap<PodUid, Listed>, cri::Error>),
     First(Result<Picture, cri::Error>),
     Retry(PodUid),
@@ -48,6 +48,7 @@ pub struct Task {
     config: Config,
     requests: mpsc::Receiver<Request>,
     index: Index,
+    strays: mpsc::Sender<PodRef>,
     picture: Option<oneshot::Sender<Picture>>,
     health: watch::Sender<Health>,
     pods: HashMap<PodUid, Slot>,
@@ -65,6 +66,7 @@ impl Task {
         config: Config,
         requests: mpsc::Receiver<Request>,
         index: Index,
+        strays: mpsc::Sender<PodRef>,
         picture: oneshot::Sender<Picture>,
         health: watch::Sender<Health>,
     ) -> Self {
@@ -73,6 +75,7 @@ impl Task {
             config,
             requests,
             index,
+            strays,
             picture: Some(picture),
             health,
             pods: HashMap::new(),
@@ -117,8 +120,7 @@ impl Task {
             Request::Forget { uid } => {
                 // A look that flies answers for itself; only an empty, unwatched slot is dropped.
                 if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.tx.borrow().is_empty()) {
-                    self.pods.remove(&uid);
-                    self.index.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+                    self.drop_slot(&uid);
                 }
             }
         }
@@ -147,7 +149,8 @@ impl Task {
         self.jobs.spawn(async move {
             let seen = async {
                 let listed = look::list_pod(&runtime, &uid).await?;
-                look::observe(&runtime, listed, &before, seq).await
+                let pod = listed.pod();
+                Ok((pod, look::observe(&runtime, listed, &before, seq).await?))
             };
             let seen = seen.await;
             Done::Pod(uid, seen)
@@ -173,17 +176,18 @@ impl Task {
         }
     }
 
-    fn pod_done(&mut self, uid: PodUid, seen: Result<Observed, cri::Error>) {
+    fn pod_done(&mut self, uid: PodUid, seen: Result<(Option<PodRef>, Observed), cri::Error>) {
         let Some(slot) = self.pods.get_mut(&uid) else { return };
         let answers = slot.flying.take().unwrap_or_default();
         match seen {
-            Ok(seen) => {
+            Ok((pod, seen)) => {
                 slot.failures = 0;
                 let seen = Arc::new(seen);
                 publish(&slot.tx, &seen);
                 for answer in answers {
                     let _ = answer.send(Ok(seen.clone()));
                 }
+                self.settle_unwatched(&uid, pod);
             }
             Err(error) => {
                 tracing::warn!(%uid, %error, "cannot look at the pod");
@@ -210,6 +214,27 @@ impl Task {
                 flying.extend(next);
             }
         }
+    }
+
+    /// A pod without an actor: gone, or made by a call that an earlier incarnation of the agent left under way.
+    fn settle_unwatched(&mut self, uid: &PodUid, pod: Option<PodRef>) {
+        let Some(slot) = self.pods.get(uid) else { return };
+        // One receiver is the index's.
+        if slot.tx.receiver_count() > 1 || slot.next.is_some() {
+            return;
+        }
+        match pod {
+            Some(pod) => {
+                // A full channel means that world is busy; the next look at the pod tells it again.
+                let _ = self.strays.try_send(pod);
+            }
+            None => self.drop_slot(uid),
+        }
+    }
+
+    fn drop_slot(&mut self, uid: &PodUid) {
+        self.pods.remove(uid);
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// Starts the full look, and before it the event stream, so that nothing falls between the two.
@@ -294,17 +319,19 @@ impl Task {
                     v1::ContainerEventType::ContainerCreatedEvent
                         | v1::ContainerEventType::ContainerStartedEvent
                 );
+                let gone = event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent;
                 let uid = event.pod_sandbox_status.as_ref().and_then(|s| {
                     s.metadata.as_ref().map(|m| &m.uid).or_else(|| s.labels.get(labels::POD_UID))
                 });
                 match uid {
-                    Some(uid) if !ours => {
+                    Some(uid) => {
                         let uid = PodUid::new(uid);
-                        if self.pods.contains_key(&uid) {
+                        let known = self.pods.contains_key(&uid);
+                        // Of a pod that nobody asked for, whatever comes into being is news.
+                        if if known { !ours } else { !gone } {
                             self.look(uid, None);
                         }
                     }
-                    Some(_) => {}
                     // An event that names no pod: its sandbox is gone already. Find whose it was.
                     None => {
                         let owner = self.pods.iter().find(|(_, slot)| {

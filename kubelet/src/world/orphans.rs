@@ -51,7 +51,7 @@ pub fn on_disk(_: &FullPicture, rooms: &Rooms, known: &HashSet<PodUid>) -> Vec<(
 }
 
 /// A skeleton of the pod, with the order to end and remove it.
-fn order(pod: &PodRef, grace: Duration) -> Desired {
+pub(super) fn order(pod: &PodRef, grace: Duration) -> Desired {
     let mut skeleton = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
     skeleton.metadata.uid = Some(pod.uid.to_string());
     skeleton.metadata.namespace = Some(pod.namespace.to_string());

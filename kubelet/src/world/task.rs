@@ -72,7 +72,12 @@ impl World {
 
     /// Runs until the sources are gone (the agent is stopping). Pods go on running without it. Nothing is admitted
     /// before `picture`: what already runs must not be refused for want of what it holds.
-    pub async fn run(mut self, mut events: mpsc::Receiver<SourceEvent>, picture: oneshot::Receiver<Picture>) {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<SourceEvent>,
+        picture: oneshot::Receiver<Picture>,
+        mut strays: mpsc::Receiver<PodRef>,
+    ) {
         let Ok(picture) = picture.await else { return };
         self.picture = Some(picture);
         self.sweep().await;
@@ -82,6 +87,7 @@ impl World {
                     Some(event) => self.event(event).await,
                     None => return,
                 },
+                Some(stray) = strays.recv() => self.stray(stray),
                 Some(ended) = self.actors.join_next_with_id() => match ended {
                     Ok((id, pod)) => { self.ids.remove(&id); self.gone(&pod) }
                     Err(error) => self.panicked(error.id(), &error),
@@ -221,6 +227,23 @@ impl World {
         for (pod, desired) in orders {
             tracing::info!(%pod, "no source has this pod: removing it");
             self.spawn(pod, desired, Instant::now());
+        }
+    }
+
+    /// A pod appeared in the runtime that no actor made: what a killed incarnation had asked for came late.
+    fn stray(&mut self, pod: PodRef) {
+        let known = self.pods.contains_key(&pod.uid)
+            || self.queued.values().any(|waiting| PodRef::of(&waiting.pod).uid == pod.uid);
+        if known {
+            return;
+        }
+        if self.swept {
+            tracing::info!(%pod, "no source has this pod: removing it");
+            let desired = orphans::order(&pod, MINIMUM_GRACE);
+            self.spawn(pod, desired, Instant::now());
+        } else if let Some(picture) = &mut self.picture {
+            // A source may still tell of it; if none does, it is swept with the rest.
+            picture.pods.entry(pod.uid.clone()).or_insert_with(|| (pod, Arc::default()));
         }
     }
 
