@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// What is mounted under the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// One or more v1 hierarchies. A v2 mount below the root (the hybrid layout's `unified`) is left alone: it has no
-    /// controllers of its own.
+    /// One or more v1 hierarchies. The hybrid layout's v2 mount below the root (`unified`) is one of them, without
+    /// controllers: OCI runtimes make cgroups in it too, and somebody has to remove them.
     V1 {
         /// Every hierarchy with what it carries, in mount order.
         hierarchies: Vec<Hierarchy>,
@@ -25,7 +25,7 @@ pub enum Version {
 pub struct Hierarchy {
     /// Its mount point.
     pub path: PathBuf,
-    /// `["cpu", "cpuacct"]`, or `["name=systemd"]`.
+    /// `["cpu", "cpuacct"]`, or `["name=systemd"]`, or nothing for the hybrid layout's `unified`.
     pub controllers: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ pub fn detect(fs_root: &Path, mount_table: &Path) -> Result<Version, Error> {
         return Ok(Version::V2 { controllers: text.split_whitespace().map(str::to_owned).collect() });
     }
     let hierarchies = v1_hierarchies(fs_root, &mounts);
-    if hierarchies.is_empty() {
+    if hierarchies.iter().all(|h| h.controllers.is_empty()) {
         return Err(Error::NoHierarchy { fs_root: fs_root.to_owned() });
     }
     Ok(Version::V1 { hierarchies })
@@ -67,7 +67,13 @@ pub fn detect(fs_root: &Path, mount_table: &Path) -> Result<Version, Error> {
 /// The v1 mounts directly below `fs_root`; of two mounts of one hierarchy the first.
 fn v1_hierarchies(fs_root: &Path, mounts: &[Mount]) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
-    for mount in mounts.iter().filter(|m| m.fs_type == "cgroup" && m.point.parent() == Some(fs_root)) {
+    for mount in mounts.iter().filter(|m| m.point.parent() == Some(fs_root)) {
+        if mount.fs_type == "cgroup2" {
+            found.push(Hierarchy { path: mount.point.clone(), controllers: Vec::new() });
+        }
+        if mount.fs_type != "cgroup" {
+            continue;
+        }
         let controllers: Vec<String> = mount
             .super_options
             .iter()
@@ -147,7 +153,8 @@ mod tests {
             None,
         )
         .unwrap();
-        assert_eq!(names(&v), [vec!["cpu", "cpuacct"], vec!["name=systemd"]]);
+        assert_eq!(names(&v), [vec!["cpu", "cpuacct"], vec!["name=systemd"], vec![]]);
+        assert_eq!(v.root_of(Path::new("/"), "memory"), None, "unified carries no controllers");
     }
 
     #[test]
@@ -178,7 +185,8 @@ mod tests {
                 .map(|m| m.mount_point)
                 .filter(|p| p.parent() == Some(Path::new("/sys/fs/cgroup")))
                 .collect();
-            assert_eq!(hierarchies.into_iter().map(|h| h.path).collect::<Vec<_>>(), theirs);
+            let v1 = hierarchies.into_iter().filter(|h| !h.controllers.is_empty());
+            assert_eq!(v1.map(|h| h.path).collect::<Vec<_>>(), theirs);
         }
     }
 }
