@@ -7,6 +7,7 @@
 //! | [`image`] | OCI images built locally and imported without a pull |
 //! | [`plugins`] | folders with CNI plugins |
 //! | [`build`] | binaries of this workspace |
+//! | [`up`] | `hack/up` and `hack/down` |
 //! | [`proc`], [`tree`] | process identities, paths of the source tree |
 //!
 //! A test that needs a runtime:
@@ -34,3 +35,4 @@ pub mod plugins;
 pub mod proc;
 pub mod runtime;
 pub mod tree;
+pub mod up;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::image::Image;
 use xtask::runtime::{self, Flavour, Network, Oci, Options, PrivateContainerd};
-use xtask::{build, plugins};
+use xtask::{build, plugins, up};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Stevedore's own tools", version)]
@@ -28,6 +28,20 @@ enum Command {
         #[arg(long, default_value = "none")]
         network: String,
     },
+    /// Bring up a node agent with the example pods; run again, it converges
+    Up {
+        /// debian (1.6), 1.7 or 2; without it whatever containerd is installed
+        #[arg(long)]
+        flavour: Option<Flavour>,
+        /// runc or crun
+        #[arg(long, default_value = "runc")]
+        oci: Oci,
+        /// A folder of pod manifests to run instead of examples/
+        #[arg(long)]
+        examples: Option<std::path::PathBuf>,
+    },
+    /// Remove everything that `up` made
+    Down,
     /// Remove what crashed tests left on this machine
     Clean {
         /// Also what belongs to tests that still run
@@ -45,6 +59,8 @@ enum Command {
 async fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Containerd { flavour, oci, network } => containerd(flavour, oci, &network).await,
+        Command::Up { flavour, oci, examples } => up::up(up::UpOptions { flavour, oci, examples }).await,
+        Command::Down => up::down().await,
         Command::Clean { all } => clean(all),
         Command::Images { dir } => images(&dir),
     }

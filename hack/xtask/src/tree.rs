@@ -56,3 +56,12 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
     File::open(dir)?.sync_all()?;
     Ok(())
 }
+
+/// As [`write_atomic`], but leaves a file alone that has these contents already. True when it wrote.
+pub fn write_if_changed(path: &Path, contents: &[u8]) -> Result<bool> {
+    if fs::read(path).is_ok_and(|present| present == contents) {
+        return Ok(false);
+    }
+    write_atomic(path, contents)?;
+    Ok(true)
+}

@@ -43,6 +43,17 @@ impl Installed {
     }
 }
 
+/// The installed containerd of whatever supported release, else Debian 12's.
+pub fn find_any() -> Result<(Flavour, Installed)> {
+    for bin in ["/usr/bin", "/usr/local/bin"] {
+        let Ok(installed) = Installed::at(Path::new(bin)) else { continue };
+        if let Some(flavour) = Flavour::ALL.into_iter().find(|flavour| installed.is(*flavour)) {
+            return Ok((flavour, installed));
+        }
+    }
+    Ok((Flavour::Debian, find(Flavour::Debian)?))
+}
+
 /// The containerd of this flavour: the installed one when it is of that release, else the cached or
 /// freshly fetched one. The error says why it cannot be had; a test prints it as the reason of a skip.
 pub fn find(flavour: Flavour) -> Result<Installed> {

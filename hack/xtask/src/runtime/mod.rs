@@ -13,8 +13,10 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use config::may_lower_oom_score;
-pub use find::{Installed, find, find_oci};
-pub use private::{Network, Options, PrivateContainerd, TEST_BASE, UnderTest, under_test};
+pub use find::{Installed, find, find_any, find_oci};
+pub use private::{Folders, Network, Options, PrivateContainerd, TEST_BASE, UnderTest, under_test};
+pub(crate) use private::{configure, handlers, respawn, stop_all_pods, wait_ready};
+pub(crate) use sweep::{Traces, sweep_traces};
 pub use sweep::{sweep, sweep_dead};
 
 /// Which containerd.

@@ -6,7 +6,6 @@
 //! and remove what a crashed one left.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -161,9 +160,9 @@ impl TestDir {
     }
 
     /// One /24 of 10.224.0.0/12 each.
-    fn subnet(&self) -> (Ipv4Addr, u8) {
+    fn subnet(&self) -> String {
         let [high, low] = self.number.to_be_bytes();
-        (Ipv4Addr::new(10, 224 + high, low, 0), 24)
+        format!("10.{}.{low}.0/24", 224 + u16::from(high))
     }
 
     pub(super) fn traces(&self) -> Traces {
@@ -212,11 +211,11 @@ impl PrivateContainerd {
             Network::None => (folders.base.join("cni/conf"), folders.base.join("cni/bin")),
             Network::Bridge { plugins } => {
                 let conf = folders.base.join("cni/conf");
-                tree::write_atomic(&conf.join("10-test.conflist"), conflist(&dir).as_bytes())?;
+                tree::write_atomic(&conf.join("10-test.conflist"), conflist(&dir)?.as_bytes())?;
                 (conf, plugins.clone())
             }
         };
-        let child = launch(&folders, &installed, &handlers, &conf, &bin, false)?;
+        let child = launch(&folders, &installed, &handlers, &conf, &bin)?;
         Ok((Self { dir, folders, installed, child }, layouts))
     }
 
@@ -370,16 +369,26 @@ pub(crate) fn handlers(oci: Oci, flavour: Flavour) -> Result<Vec<(String, PathBu
     Ok(handlers)
 }
 
-/// Writes the configuration and starts the daemon; does not wait for it. `detached` puts it into a
-/// session of its own, so that it outlives this process and its terminal.
-pub(crate) fn launch(
+/// Writes the configuration and starts the daemon; does not wait for it.
+fn launch(
     folders: &Folders,
     installed: &Installed,
     handlers: &[(String, PathBuf)],
     cni_conf: &Path,
     cni_bin: &Path,
-    detached: bool,
 ) -> Result<Child> {
+    configure(folders, installed, handlers, cni_conf, cni_bin)?;
+    respawn(folders, installed, false)
+}
+
+/// Makes the folders and writes the configuration; returns its text.
+pub(crate) fn configure(
+    folders: &Folders,
+    installed: &Installed,
+    handlers: &[(String, PathBuf)],
+    cni_conf: &Path,
+    cni_bin: &Path,
+) -> Result<String> {
     for dir in [&folders.base, &folders.root, &folders.state] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -395,11 +404,13 @@ pub(crate) fn launch(
         restrict_oom: !config::may_lower_oom_score(),
         version_3: !installed.version.starts_with("1."),
     });
-    tree::write_atomic(&folders.base.join("config.toml"), text.as_bytes())?;
-    respawn(folders, installed, detached)
+    tree::write_if_changed(&folders.base.join("config.toml"), text.as_bytes())?;
+    Ok(text)
 }
 
-fn respawn(folders: &Folders, installed: &Installed, detached: bool) -> Result<Child> {
+/// Starts the daemon over the configuration that is there. `detached` puts it into a session of its
+/// own, so that it outlives this process and its terminal.
+pub(crate) fn respawn(folders: &Folders, installed: &Installed, detached: bool) -> Result<Child> {
     let log = File::options().create(true).append(true).open(folders.log())?;
     let mut command = if detached {
         let mut setsid = Command::new("setsid");
@@ -510,27 +521,12 @@ pub(crate) fn delete_link(name: &str) -> Result<()> {
 }
 
 /// The network of one test: a bridge, leases in the test's folder, host ports.
-fn conflist(dir: &TestDir) -> String {
-    let (address, bits) = dir.subnet();
-    serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": dir.bridge(),
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": dir.bridge(),
-                "isGateway": true,
-                "ipMasq": true,
-                "hairpinMode": true,
-                "ipam": {
-                    "type": "host-local",
-                    "dataDir": dir.base.join("cni/leases"),
-                    "ranges": [[{ "subnet": format!("{address}/{bits}") }]],
-                    "routes": [{ "dst": "0.0.0.0/0" }],
-                },
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
-        ],
-    })
-    .to_string()
+fn conflist(dir: &TestDir) -> Result<String> {
+    Ok(cni::default_conflist(&cni::ConflistParams {
+        name: dir.bridge(),
+        bridge: dir.bridge(),
+        subnets: vec![dir.subnet().parse()?],
+        data_dir: Some(dir.base.join("cni/leases")),
+        ..Default::default()
+    }))
 }

@@ -66,6 +66,11 @@ pub(crate) fn sweep_traces(traces: &Traces) -> Vec<String> {
         problems.extend(super::private::delete_link(link).err().map(|e| format!("{e:#}")));
     }
     for folder in folders {
+        // Never through a mount: what is mounted there may be somebody's data.
+        if let Some(point) = mounts_below(folder).first() {
+            problems.push(format!("{} is kept: {} is still mounted", folder.display(), point.display()));
+            continue;
+        }
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 problems.push(format!("remove {}: {error}", folder.display()));
@@ -143,11 +148,8 @@ fn mount_point(line: &str) -> Option<PathBuf> {
 
 /// Unmounts everything below `folder`, the newest first; lazily where it is busy.
 fn unmount_below(folder: &Path) -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let below: Vec<PathBuf> =
-        mounts.lines().filter_map(mount_point).filter(|point| point.starts_with(folder)).collect();
     let mut problems = Vec::new();
-    for point in below.iter().rev() {
+    for point in mounts_below(folder).iter().rev() {
         let flags = MntFlags::UMOUNT_NOFOLLOW;
         let result = umount2(point, flags).or_else(|_busy| umount2(point, flags | MntFlags::MNT_DETACH));
         if let Err(errno) = result {
@@ -157,12 +159,18 @@ fn unmount_below(folder: &Path) -> Vec<String> {
     problems
 }
 
+/// The mount points at and below `folder`, in the order of mounting.
+fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(mount_point).filter(|point| point.starts_with(folder)).collect()
+}
+
 /// Every task's folder holds the address of its shim's socket, which lies in a folder shared by all
 /// containerds of the machine.
 fn shim_sockets(folders: &[PathBuf]) -> Vec<PathBuf> {
     let mut sockets = Vec::new();
     for folder in folders {
-        for state in [folder.join("state"), folder.clone()] {
+        for state in ["state", "containerd"].map(|part| folder.join(part)) {
             let tasks = state.join("io.containerd.runtime.v2.task/k8s.io");
             for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
                 let task = task.path();
