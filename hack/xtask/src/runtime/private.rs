@@ -28,6 +28,8 @@ use crate::tree;
 pub const TEST_BASE: &str = "/var/lib/stevedore-test";
 /// Holds the [`ProcId`] of the process that started the containerd of this folder.
 pub(super) const OWNER_FILE: &str = "owner";
+/// Holds the folder of the plugins that made this test's network.
+const PLUGINS_FILE: &str = "plugins";
 /// Holds the [`ProcId`] of the containerd itself.
 const PID_FILE: &str = "containerd.pid";
 /// How long a start may take on a slow and busy machine.
@@ -151,6 +153,10 @@ impl TestDir {
         Some(Self { number, base: base.to_path_buf() })
     }
 
+    fn conflist(&self) -> PathBuf {
+        self.base.join("cni/conf/10-test.conflist")
+    }
+
     fn bridge(&self) -> String {
         format!("stvtest{}", self.number)
     }
@@ -166,7 +172,14 @@ impl TestDir {
     }
 
     pub(super) fn traces(&self) -> Traces {
-        Traces { folders: vec![self.base.clone()], cgroups: vec![self.cgroup()], links: vec![self.bridge()] }
+        // The reference plugins have no purge: their address translation rules go with their DEL only.
+        let plugins = fs::read_to_string(self.base.join(PLUGINS_FILE)).map(PathBuf::from);
+        Traces {
+            folders: vec![self.base.clone()],
+            cgroups: vec![self.cgroup()],
+            links: vec![self.bridge()],
+            network: plugins.ok().map(|dir| (dir.join("stevedore-cni"), self.conflist())),
+        }
     }
 }
 
@@ -210,9 +223,9 @@ impl PrivateContainerd {
             Network::Given { conf, bin } => (conf.clone(), bin.clone()),
             Network::None => (folders.base.join("cni/conf"), folders.base.join("cni/bin")),
             Network::Bridge { plugins } => {
-                let conf = folders.base.join("cni/conf");
-                tree::write_atomic(&conf.join("10-test.conflist"), conflist(&dir)?.as_bytes())?;
-                (conf, plugins.clone())
+                fs::write(dir.base.join(PLUGINS_FILE), plugins.as_os_str().as_encoded_bytes())?;
+                tree::write_atomic(&dir.conflist(), conflist(&dir)?.as_bytes())?;
+                (folders.base.join("cni/conf"), plugins.clone())
             }
         };
         let child = launch(&folders, &installed, &handlers, &conf, &bin)?;

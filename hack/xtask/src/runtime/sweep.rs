@@ -25,6 +25,8 @@ pub(crate) struct Traces {
     pub cgroups: Vec<String>,
     /// Network links.
     pub links: Vec<String>,
+    /// Our plugin binary and the network configuration that it shall purge from the host.
+    pub network: Option<(PathBuf, PathBuf)>,
 }
 
 /// Removes all of it and returns what could not be removed, one message each. Blocking.
@@ -62,6 +64,12 @@ pub(crate) fn sweep_traces(traces: &Traces) -> Vec<String> {
         }
     }
     problems.extend(cgroups.iter().flat_map(|dir| remove_cgroup(dir)));
+    if let Some((binary, conflist)) =
+        traces.network.as_ref().filter(|(binary, conf)| binary.exists() && conf.exists())
+    {
+        let purged = crate::cmd::run(std::process::Command::new(binary).arg("purge").arg(conflist));
+        problems.extend(purged.err().map(|e| format!("{e:#}")));
+    }
     for link in &traces.links {
         problems.extend(super::private::delete_link(link).err().map(|e| format!("{e:#}")));
     }

@@ -59,7 +59,7 @@ pub async fn up(options: UpOptions) -> Result<()> {
 
     progress.step("configure the pod network");
     plugins::install(&network, &node.cni_bin())?;
-    tree::write_if_changed(&node.cni_conf().join("10-stevedore.conflist"), node.conflist().as_bytes())?;
+    tree::write_if_changed(&node.conflist_file(), node.conflist().as_bytes())?;
 
     progress.step("start a private containerd");
     start_containerd(&node, &options).await?;

@@ -53,6 +53,10 @@ impl Node {
         self.lib.join("cni/net.d")
     }
 
+    pub(super) fn conflist_file(&self) -> PathBuf {
+        self.cni_conf().join("10-stevedore.conflist")
+    }
+
     pub(super) fn manifests(&self) -> PathBuf {
         self.lib.join("manifests")
     }
@@ -102,6 +106,7 @@ impl Node {
             folders: vec![self.run.clone(), self.lib.clone(), self.logs.clone()],
             cgroups: vec![CGROUP.into()],
             links: vec![BRIDGE.into()],
+            network: Some((self.cni_bin().join("stevedore-cni"), self.conflist_file())),
         }
     }
 
