@@ -43,3 +43,9 @@ pub fn tail(bytes: &[u8], lines: usize) -> String {
     let all: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     all[all.len().saturating_sub(lines)..].join("; ")
 }
+
+/// The last `count` lines.
+pub fn last_lines(text: &str, count: usize) -> Vec<&str> {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(count)..].to_vec()
+}

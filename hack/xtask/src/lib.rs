@@ -8,6 +8,7 @@
 //! | [`plugins`] | folders with CNI plugins |
 //! | [`build`] | binaries of this workspace |
 //! | [`up`] | `hack/up` and `hack/down` |
+//! | [`suite`] | `hack/test` |
 //! | [`proc`], [`tree`] | process identities, paths of the source tree |
 //!
 //! A test that needs a runtime:
@@ -34,5 +35,6 @@ pub mod image;
 pub mod plugins;
 pub mod proc;
 pub mod runtime;
+pub mod suite;
 pub mod tree;
 pub mod up;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::image::Image;
 use xtask::runtime::{self, Flavour, Network, Oci, Options, PrivateContainerd};
-use xtask::{build, plugins, up};
+use xtask::{build, plugins, suite, up};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Stevedore's own tools", version)]
@@ -42,6 +42,8 @@ enum Command {
     },
     /// Remove everything that `up` made
     Down,
+    /// Run everything that must hold before a change lands
+    Test,
     /// Remove what crashed tests left on this machine
     Clean {
         /// Also what belongs to tests that still run
@@ -61,6 +63,7 @@ async fn main() -> Result<()> {
         Command::Containerd { flavour, oci, network } => containerd(flavour, oci, &network).await,
         Command::Up { flavour, oci, examples } => up::up(up::UpOptions { flavour, oci, examples }).await,
         Command::Down => up::down().await,
+        Command::Test => suite::test(),
         Command::Clean { all } => clean(all),
         Command::Images { dir } => images(&dir),
     }

@@ -16,7 +16,7 @@ use cri::v1::{
 };
 use xtask::image::{DEMO, Image};
 use xtask::runtime::{Flavour, Network, Oci, Options, PrivateContainerd};
-use xtask::{plugins, proc};
+use xtask::{build, plugins, proc};
 
 type Client = RuntimeServiceClient<containerd_client::tonic::transport::Channel>;
 
@@ -173,13 +173,8 @@ async fn a_dropped_containerd_that_crashed_with_a_pod_leaves_nothing() {
 
 #[tokio::test]
 async fn a_pod_gets_an_address_on_the_bridge_of_the_test() {
-    let plugins = match tokio::task::spawn_blocking(plugins::reference).await.unwrap() {
-        Ok(dir) => dir,
-        Err(error) => {
-            eprintln!("SKIP a_pod_gets_an_address_on_the_bridge_of_the_test: {error:#}");
-            return;
-        }
-    };
+    let ours = tokio::task::spawn_blocking(|| plugins::ours(build::Profile::Dev));
+    let plugins = ours.await.unwrap().unwrap();
     let options = Options { network: Network::Bridge { plugins }, ..Options::new(Flavour::V2, Oci::Runc) };
     let Some(containerd) = started(options).await else { return };
     let link = Path::new("/sys/class/net").join(containerd.bridge());

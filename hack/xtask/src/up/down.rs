@@ -48,6 +48,8 @@ pub async fn down() -> Result<()> {
     }
     problems.extend(runtime::sweep_traces(&node.traces()));
     progress.finish();
+    // Still held: whoever starts now is turned away, whoever starts later makes a new one.
+    let _absent = fs::remove_file(super::lock_file(&node));
     if !problems.is_empty() {
         bail!("not everything went: {}", problems.join("; "));
     }

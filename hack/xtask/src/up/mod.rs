@@ -88,13 +88,17 @@ pub async fn up(options: UpOptions) -> Result<()> {
     Ok(())
 }
 
+/// Beside the folder, not in it: `down` removes the folder while it holds the lock.
+fn lock_file(node: &Node) -> PathBuf {
+    node.run.with_extension("lock")
+}
+
 /// One `up` or `down` at a time.
 fn lock(node: &Node) -> Result<Flock<File>> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this needs root: it makes mounts, cgroups and network links");
     }
-    // Beside the folder, not in it: `down` removes that.
-    let path = node.run.with_extension("lock");
+    let path = lock_file(node);
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, errno)| errno)

@@ -1,3 +1,5 @@
+//! Tables and properties of the plan.
+
 use super::*;
 use crate::api::{Origin, Pod};
 use proptest::prelude::*;
