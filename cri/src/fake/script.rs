@@ -18,6 +18,7 @@ pub struct Script {
     pub(super) create_error: Option<(Code, String)>,
     pub(super) start_error: Option<(Code, String)>,
     pub(super) lines: Vec<(&'static str, String)>,
+    pub(super) user: (i64, i64, Vec<i64>),
 }
 
 /// What the stop signal does.
@@ -39,6 +40,7 @@ impl Script {
             create_error: None,
             start_error: None,
             lines: Vec::new(),
+            user: (0, 0, Vec::new()),
         }
     }
 
@@ -86,6 +88,20 @@ impl Script {
     pub fn unkillable(mut self) -> Self {
         self.unkillable = true;
         self.ignores_term()
+    }
+
+    /// However it ends by itself, the reason is `OOMKilled`: the kernel killed one of its processes for want of memory.
+    #[must_use]
+    pub fn out_of_memory(mut self) -> Self {
+        self.oom = true;
+        self
+    }
+
+    /// Its first process runs as this user and groups, which the container's status tells.
+    #[must_use]
+    pub fn user(mut self, uid: i64, gid: i64, supplemental_groups: Vec<i64>) -> Self {
+        self.user = (uid, gid, supplemental_groups);
+        self
     }
 
     /// A line on standard output at its start. Written to the log file when the fake
@@ -201,6 +217,13 @@ impl FakeImage {
     #[must_use]
     pub fn username(mut self, name: impl Into<String>) -> Self {
         self.0.username = name.into();
+        self
+    }
+
+    /// Without a digest of a repository, as one that was imported and never pulled: its id stands for it in statuses.
+    #[must_use]
+    pub fn imported(mut self) -> Self {
+        self.0.repo_digests.clear();
         self
     }
 

@@ -312,9 +312,7 @@ impl World {
         use v1::ContainerState::{ContainerExited, ContainerRunning, ContainerUnknown};
         let Some(container) = self.containers.get_mut(id) else { return };
         let (code, reason) = match container.state {
-            ContainerRunning if container.script.oom && code == KILLED && !container.term_sent => {
-                (code, "OOMKilled")
-            }
+            ContainerRunning if container.script.oom && !container.term_sent => (code, "OOMKilled"),
             ContainerRunning => (code, ""),
             ContainerUnknown => (LOST, "Unknown"),
             _ => return,
@@ -427,7 +425,8 @@ impl World {
             (ContainerExited, "", _) => "Error",
             (_, reason, _) => reason,
         };
-        let user = v1::LinuxContainerUser::default();
+        let (uid, gid, supplemental_groups) = c.script.user.clone();
+        let user = v1::LinuxContainerUser { uid, gid, supplemental_groups };
         v1::ContainerStatus {
             id: c.id.clone(),
             metadata: c.config.metadata.clone(),

@@ -1,0 +1,56 @@
+//! Which cases cannot be replayed yet, and for want of what.
+
+use crate::case::Case;
+use crate::replay::Outcome;
+use serde_json::Value;
+
+/// Cases by name whose script needs something that the replay or the agent does not have.
+const BY_NAME: [(&str, &str); 12] = [
+    ("ephemeral-container", "ephemeral containers"),
+    ("evict-container-ephemeral", "eviction"),
+    ("evict-emptydir", "eviction"),
+    ("evict-emptydir-exit3", "eviction"),
+    ("evict-emptydir-ignores-term", "eviction"),
+    ("exec-logs", "exec over the agent's API"),
+    ("kubelet-alt-config", "CPU managers and a second configuration of the agent"),
+    ("preempt-by-critical", "preemption"),
+    ("static-pod", "mirror pods"),
+    ("static-pod-api-reference", "mirror pods"),
+    ("sc-apparmor-localhost", "AppArmor"),
+    ("sc-apparmor-runtimedefault", "AppArmor"),
+];
+
+/// What is missing to replay `case`, as its recording shows.
+pub fn before(case: &Case) -> Option<String> {
+    if let Some((_, want)) = BY_NAME.iter().find(|(name, _)| *name == case.name) {
+        return Some((*want).to_owned());
+    }
+    if case.refused || case.pods.iter().all(|p| p.rows.is_empty()) {
+        return Some("a pod: the API server refuses it".to_owned());
+    }
+    if case.name.starts_with("resize-") {
+        return Some("in-place resize".to_owned());
+    }
+    let object = case.documents.iter().filter_map(|d| d["kind"].as_str()).find(|k| *k != "Pod");
+    if let Some(kind) = object {
+        return Some(format!("an API server that has the {kind}"));
+    }
+    case.pods.iter().find_map(|p| volumes(&p.manifest["spec"]))
+}
+
+/// Volumes whose content or place comes from elsewhere.
+fn volumes(spec: &Value) -> Option<String> {
+    let kinds = spec["volumes"].as_array()?.iter().filter_map(|v| v.as_object()?.keys().find(|k| *k != "name"));
+    let foreign = kinds.into_iter().find(|k| !matches!(k.as_str(), "emptyDir" | "hostPath"))?;
+    Some(format!("volumes of kind {foreign}"))
+}
+
+/// What the agent said it does not support yet.
+pub fn after(outcome: &Outcome) -> Option<String> {
+    let last = outcome.pods.values().filter_map(|p| p.statuses.last());
+    let refused = last.filter(|s| s.reason.as_deref() == Some("UnsupportedPodSpec")).find_map(|s| s.message.clone())?;
+    let what = refused.trim_start_matches("Pod was rejected: ").trim_end_matches(" not supported yet");
+    let (field, what) = what.split_once(": ").unwrap_or(("", what));
+    let what = what.trim_end_matches(" is").trim_end_matches(" are");
+    Some(format!("{what} ({field})"))
+}
