@@ -178,6 +178,7 @@ impl Agent {
             identity: NodeIdentity {
                 ips: facts.node_ips.clone(),
                 runtime_name: capabilities.runtime_name.clone(),
+                recursive_read_only: handler.recursive_read_only_mounts,
             },
             facts: Arc::new(facts),
             statuses: statuses.clone(),

@@ -14,6 +14,7 @@ use crate::pod::backoff;
 use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
 use crate::quantity;
 use crate::world::admit;
+use crate::world::affinity::NodeLabels;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -114,6 +115,7 @@ impl Settings {
                 ephemeral_storage: allocatable.ephemeral_bytes,
                 pods: max_pods(config.max_pods, config.pods_per_core, capacity.cpu_milli),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+                labels: NodeLabels::own(&facts.node_name, &facts.hostname),
             },
             cgroup: CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos),
             node_cgroup: node_cgroup(loaded, &capacity, &allocatable),

@@ -159,11 +159,7 @@ impl Cgroups {
         layout::check_uid(uid)?;
         let path = layout::pod_path(&self.inner.root, qos, uid);
         self.make_path(&path, Walk::Missing)?;
-        let mut hugetlb = values::hugetlb_of_pod(&values.hugetlb, self.huge_pages()?);
-        if self.inner.version.root_of(&self.inner.fs_root, "hugetlb").is_none() {
-            // A kernel that has huge pages but no controller for them: to forbid them is the runtime's affair then.
-            hugetlb.retain(|h| h.bytes > 0);
-        }
+        let hugetlb = values::hugetlb_of_pod(&values.hugetlb, self.huge_pages()?);
         self.apply(&path, &PodValues { hugetlb, ..values.clone() })
     }
 

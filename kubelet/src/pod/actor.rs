@@ -6,13 +6,14 @@
 
 use super::backoff;
 use super::desired::{Desired, StopReason};
-use super::plan::{self, Memory, Phase, Plan, Step};
+use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
 use crate::api::{self, PodRef};
-use crate::pleg::observed::Observed;
+use crate::pleg::observed::{Instance, Observed};
 use crate::status::{self, api_status};
 use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -39,6 +40,12 @@ struct Actor {
     /// The newest of what was published and what this actor looked at itself.
     seen: Arc<Observed>,
     memory: Memory,
+    /// Crash back-offs that were told of: of which instance, and in which words.
+    told: HashMap<String, (String, Waiting)>,
+    /// The newest instance of each container that was removed from the runtime.
+    removed: HashMap<String, Instance>,
+    /// Why containers wait, for the status.
+    reasons: BTreeMap<String, Waiting>,
     steps: Steps,
     phase: Phase,
     start_time: Timestamp,
@@ -66,6 +73,9 @@ impl Actor {
             observed,
             seen,
             memory,
+            told: HashMap::new(),
+            removed: HashMap::new(),
+            reasons: BTreeMap::new(),
             steps,
             phase: Phase::Starting,
             start_time,
@@ -79,7 +89,12 @@ impl Actor {
             self.take_observed();
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
-            self.publish(&desired, &plan);
+            // What is seen comes first, with the reasons known before; what the plan makes of it follows.
+            self.reasons = self.known_reasons();
+            self.publish(&desired, plan.outcome);
+            self.tell_backoffs(&desired, &plan.waiting);
+            self.reasons.extend(plan.waiting.clone());
+            self.publish(&desired, plan.outcome);
             if plan.steps.is_empty() {
                 if !self.wait(plan.wake).await {
                     return;
@@ -157,7 +172,7 @@ impl Actor {
             tracing::debug!(pod = %self.pod, ?step, took_ms = began.elapsed().as_millis() as u64, ok = result.is_ok(), "step");
             match (step, result) {
                 (Step::CleanUp, Ok(())) => return (Some(Phase::Gone), None),
-                (Step::CreateSandbox { .. }, Ok(())) => self.publish(desired, plan),
+                (Step::CreateSandbox { .. }, Ok(())) => self.publish(desired, plan.outcome),
                 (Step::Start { list, index, .. } | Step::Resume { list, index, .. }, result) => {
                     let Some(c) = self.steps.container(&desired.pod, *list, *index) else { continue };
                     match result {
@@ -205,7 +220,17 @@ impl Actor {
                 }
                 result
             }
-            Step::RemoveContainer { id, name } => self.steps.remove_container(id, name).await,
+            Step::RemoveContainer { id, name } => {
+                self.steps.remove_container(id, name).await?;
+                let gone = self.seen.containers.iter().find(|i| i.id == *id);
+                let newer = |i: &&Instance| {
+                    self.removed.get(name).is_none_or(|known| known.created_at <= i.created_at)
+                };
+                if let Some(gone) = gone.filter(newer) {
+                    self.removed.insert(name.clone(), gone.clone());
+                }
+                Ok(())
+            }
             Step::RemoveSandbox { id } => self.steps.remove_sandbox(id).await,
             Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
             Step::CleanUp => self.steps.clean_up().await,
@@ -254,7 +279,30 @@ impl Actor {
         }
     }
 
-    fn publish(&mut self, desired: &Desired, plan: &Plan) {
+    /// Why containers wait, as far as it was known before this plan: failures of the last one, and back-offs that were
+    /// told of and still stand.
+    fn known_reasons(&self) -> BTreeMap<String, Waiting> {
+        let mut known = self.memory.waiting.clone();
+        for (name, (ended, waiting)) in &self.told {
+            if self.seen.latest(name).is_some_and(|i| i.id == *ended) {
+                known.insert(name.clone(), waiting.clone());
+            }
+        }
+        known
+    }
+
+    /// An event for each back-off that begins.
+    fn tell_backoffs(&mut self, desired: &Desired, waiting: &BTreeMap<String, Waiting>) {
+        for (name, waiting) in waiting.iter().filter(|(_, w)| w.reason == plan::CRASH_LOOP) {
+            let Some(ended) = self.seen.latest(name).map(|i| i.id.clone()) else { continue };
+            let told = self.told.insert(name.clone(), (ended.clone(), waiting.clone()));
+            if told.is_none_or(|(before, _)| before != ended) {
+                self.steps.tell_backoff(&desired.pod, name);
+            }
+        }
+    }
+
+    fn publish(&mut self, desired: &Desired, outcome: Option<plan::Outcome>) {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
             // Nobody asks for the status of a pod that no source has.
             return;
@@ -272,8 +320,10 @@ impl Actor {
             pod: &desired.pod,
             observed: &self.seen,
             phase: self.phase,
-            outcome: plan.outcome,
-            waiting: if desired.stop.is_some() { &nothing } else { &plan.waiting },
+            released: !self.steps.cgroup_made,
+            outcome,
+            waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
+            removed: &self.removed,
             rejected,
             sandbox_up,
             previous: previous.as_deref(),

@@ -170,6 +170,9 @@ pub struct Input<'a> {
     pub backoff_cap: Duration,
 }
 
+/// Why a container waits that ended too often.
+pub const CRASH_LOOP: &str = "CrashLoopBackOff";
+
 /// Upstream keeps this many dead instances of each container for their logs.
 const DEAD_KEPT: usize = 1;
 
@@ -470,8 +473,7 @@ impl<'a> Planner<'a> {
                     go_duration(wait),
                     c.name
                 );
-                self.waiting
-                    .insert(c.name.clone(), Waiting { reason: "CrashLoopBackOff".to_owned(), message });
+                self.waiting.insert(c.name.clone(), Waiting { reason: CRASH_LOOP.to_owned(), message });
                 self.wake_at(until);
             }
         }

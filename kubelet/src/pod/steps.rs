@@ -85,6 +85,13 @@ impl Steps {
         self.rooms.recorder.record(Event { pod, field_path, kind, reason, message });
     }
 
+    /// Tells that a container that ended waits before it runs again.
+    pub fn tell_backoff(&self, pod: &Pod, container: &str) {
+        let path = container_path(self.list_of(pod, container), container);
+        let message = format!("Back-off restarting failed container {container} in pod {}", self.pod);
+        self.event(Kind::Warning, Some(path), "BackOff", message);
+    }
+
     /// Ends containers, all at once.
     pub async fn kill(&self, pod: &Pod, targets: &[Kill], grace: Duration) -> Result<(), Failure> {
         let stops = targets.iter().map(|t| async move {
@@ -185,8 +192,12 @@ impl Steps {
         let made = async {
             self.make_log_dir(&config.log_directory)?;
             let handler = String::new();
-            let id =
-                self.rooms.runtime.run_pod_sandbox(config.clone(), &handler).await.map_err(|e| e.message)?;
+            let id = self
+                .rooms
+                .runtime
+                .run_pod_sandbox(config.clone(), &handler)
+                .await
+                .map_err(|e| e.rpc_text())?;
             Ok::<_, String>(id)
         };
         match made.await {

@@ -23,6 +23,7 @@ pub fn container_status(input: &Input<'_>, list: ContainerList, c: &Container) -
             _ => i.state == State::Running,
         };
         status.started = Some(i.state == State::Running);
+        let before = before.or_else(|| input.removed.get(&c.name).filter(|removed| removed.id != i.id));
         status.last_state = Some(before.map(|b| ended_state(input, b)).unwrap_or_default());
     } else {
         status.restart_count = previous(input, c).map(|p| p.restart_count).unwrap_or_default();
@@ -54,7 +55,7 @@ fn blank(input: &Input<'_>, c: &Container) -> ContainerStatus {
         restart_count: 0,
         state: Some(waiting_state(reason, None)),
         last_state: Some(ContainerState::default()),
-        volume_mounts: volume_mounts(c),
+        volume_mounts: volume_mounts(c, input.node.recursive_read_only),
         ..Default::default()
     }
 }
@@ -129,16 +130,20 @@ fn time(nanos: i64) -> Option<Time> {
     jiff::Timestamp::from_second(nanos.div_euclid(1_000_000_000)).ok().map(Time)
 }
 
-fn volume_mounts(c: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(c: &Container, recursive: bool) -> Option<Vec<VolumeMountStatus>> {
     let mounts = c.volume_mounts.as_deref().unwrap_or_default();
     let statuses = mounts.iter().map(|m| {
         let read_only = m.read_only.unwrap_or(false);
+        let how = match m.recursive_read_only.as_deref() {
+            Some("IfPossible") if recursive => "Enabled",
+            None | Some("IfPossible") => "Disabled",
+            Some(asked) => asked,
+        };
         VolumeMountStatus {
             name: m.name.clone(),
             mount_path: m.mount_path.clone(),
             read_only: m.read_only.filter(|r| *r),
-            recursive_read_only: read_only
-                .then(|| m.recursive_read_only.clone().unwrap_or_else(|| "Disabled".to_owned())),
+            recursive_read_only: read_only.then(|| how.to_owned()),
             ..Default::default()
         }
     });

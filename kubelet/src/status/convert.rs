@@ -4,14 +4,14 @@ use super::conditions::{self, FAILED, PENDING, RUNNING, SUCCEEDED};
 use super::container::{self, container_status};
 use crate::api::{self, Pod, PodStatus};
 use crate::event::ContainerList;
-use crate::pleg::observed::Observed;
+use crate::pleg::observed::{Instance, Observed};
 use crate::pod::plan::{Outcome, Phase, Waiting};
 use crate::pod::translate::{self, ResourceList};
 use crate::quantity::{self, Nano};
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// What a status says of the node.
@@ -21,6 +21,8 @@ pub struct NodeIdentity {
     pub ips: Vec<IpAddr>,
     /// Prefix of container ids: the runtime's name.
     pub runtime_name: String,
+    /// The runtime can make read-only mounts recursively so.
+    pub recursive_read_only: bool,
 }
 
 /// Everything a status depends on.
@@ -32,10 +34,14 @@ pub struct Input<'a> {
     pub observed: &'a Observed,
     /// Where its actor stands.
     pub phase: Phase,
+    /// Its cgroup is gone: what has not run by now never will.
+    pub released: bool,
     /// How its own work ended, if it did.
     pub outcome: Option<Outcome>,
     /// Containers that wait, and why.
     pub waiting: &'a BTreeMap<String, Waiting>,
+    /// The newest instance of each container that was removed from the runtime: its end is still told.
+    pub removed: &'a HashMap<String, Instance>,
     /// The node refused the pod: reason and message.
     pub rejected: Option<(&'a str, &'a str)>,
     /// It has a working sandbox.
@@ -68,11 +74,15 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
     let computed = phase(input, &status);
     status.conditions = Some(conditions::conditions(input, computed, &status));
     status.phase = Some(held_back(input, computed).to_owned());
-    if input.phase >= Phase::Terminated {
+    if input.phase >= Phase::Terminated && input.released {
         end(&mut status, computed);
     }
     addresses(input, &mut status);
     resources(input, &mut status);
+    // Upstream's order; init containers, and names in messages, stay in the spec's.
+    if let Some(all) = &mut status.container_statuses {
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+    }
     status
 }
 
@@ -178,7 +188,7 @@ fn addresses(input: &Input<'_>, status: &mut PodStatus) {
     let on_host = api::spec(input.pod).host_network.unwrap_or(false);
     let seen = input.observed.sandbox().map(|s| text(&s.ips)).unwrap_or_default();
     let ips = match () {
-        () if on_host && input.observed.sandbox().is_some() => host,
+        () if on_host => host,
         () if !seen.is_empty() => seen,
         // A stopped sandbox has lost its addresses; the pod's status keeps them.
         () => input

@@ -1,6 +1,7 @@
 //! Admission: may this pod run on this node, beside what is promised already? Pure; reasons and messages are
 //! upstream's.
 
+use super::affinity::{self, NodeLabels};
 use super::books::Promised;
 use crate::api::{self, Container, Pod};
 use crate::pod::translate;
@@ -19,6 +20,8 @@ pub struct Node {
     pub pods: i64,
     /// Sysctls that may be set although they are not safe (`allowedUnsafeSysctls`); a trailing `*` matches a prefix.
     pub unsafe_sysctls: Vec<String>,
+    /// Its name and labels, for node selectors.
+    pub labels: NodeLabels,
 }
 
 /// Why a pod is refused: `status.reason` and the end of `status.message`.
@@ -48,9 +51,26 @@ impl Rejection {
 /// May `pod` run beside what is `promised`?
 pub fn admit(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
     supported(pod)?;
+    os(pod)?;
     sysctls(pod, node)?;
     resources(pod, promised, node)?;
+    if !affinity::matches(pod, &node.labels) {
+        return Err(Rejection::new(
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ));
+    }
     host_ports(pod, promised)
+}
+
+fn os(pod: &Pod) -> Result<(), Rejection> {
+    match api::spec(pod).os.as_ref().map(|os| os.name.as_str()) {
+        None | Some("linux") => Ok(()),
+        Some(_) => Err(Rejection::new(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        )),
+    }
 }
 
 fn resources(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
@@ -68,10 +88,10 @@ fn resources(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejectio
             return Err(Rejection::resource(name, requested, used, capacity));
         }
     }
-    // No device plugins yet: the node has none of any extended resource, and huge pages are not shared out.
-    for (name, value) in &asked.requests {
-        let known = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
-        if !known && value.value() > 0 {
+    // Huge pages are not shared out. Extended resources are for others to count: upstream, too, lets a pod run that
+    // asks for one of which the node does not know, as its device plugin may register later.
+    for (name, value) in asked.requests.iter().filter(|(name, _)| name.starts_with("hugepages-")) {
+        if value.value() > 0 {
             return Err(Rejection::resource(name, value.value(), 0, 0));
         }
     }
@@ -202,6 +222,10 @@ fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
     }
     if c.restart_policy.is_some() || c.restart_policy_rules.is_some() {
         return Some(("restartPolicy", "sidecars and container restart policies are"));
+    }
+    let env = c.env.iter().flatten().filter_map(|e| e.value_from.as_ref());
+    if env.into_iter().any(|from| from.file_key_ref.is_some()) {
+        return Some(("env", "variables from files are"));
     }
     if c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") {
         return Some(("terminationMessagePolicy", "the fallback to logs is"));

@@ -13,6 +13,7 @@
 //! Two pods of one name never run at once: the newer one waits until nothing of the older one is left.
 
 pub mod admit;
+pub mod affinity;
 mod books;
 mod orphans;
 mod task;

@@ -74,6 +74,8 @@ pub struct PodRecord {
     pub name: String,
     /// `UID`, `UID2`, …
     pub uid: String,
+    /// `metadata.namespace`
+    pub namespace: String,
     /// The manifest.
     pub manifest: Value,
     /// The states of the object that a watch showed.
@@ -120,8 +122,11 @@ impl Case {
         let pods = manifests.enumerate().map(|(i, manifest)| {
             let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let rows = of_pod(&status, &name, "").as_array().cloned().unwrap_or_default();
+            let meta = sandbox_of(&calls, &name);
+            let fresh = if i == 0 { "UID".to_owned() } else { format!("UID{}", i + 1) };
             PodRecord {
-                uid: uid(&calls, &name, i),
+                uid: meta["uid"].as_str().map_or(fresh, str::to_owned),
+                namespace: meta["namespace"].as_str().unwrap_or("demo").to_owned(),
                 rows: rows.iter().map(row).collect(),
                 events: of_pod(&events, &name, "").as_array().cloned().unwrap_or_default(),
                 cgroup: of_pod(&cgroup, &name, "pod").clone(),
@@ -150,11 +155,9 @@ fn of_pod<'a>(file: &'a Value, pod: &str, alone: &str) -> &'a Value {
 }
 
 /// The identity in the pod's sandbox, where it got as far as that.
-fn uid(calls: &[Call], pod: &str, index: usize) -> String {
+fn sandbox_of(calls: &[Call], pod: &str) -> Value {
     let made = calls.iter().filter(|c| c.method == "RunPodSandbox").map(|c| &c.request["config"]["metadata"]);
-    let known = made.filter(|m| m["name"] == pod).find_map(|m| m["uid"].as_str());
-    let fresh = if index == 0 { "UID".to_owned() } else { format!("UID{}", index + 1) };
-    known.map_or(fresh, str::to_owned)
+    made.filter(|m| m["name"] == pod).map(Value::clone).next().unwrap_or_default()
 }
 
 fn call(line: &str) -> Result<Call> {

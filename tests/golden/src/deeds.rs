@@ -4,7 +4,8 @@ use cri::v1::ContainerStatus;
 use std::path::Path;
 
 /// A symbolic link that a container makes: case, container, its mount, the link's name in it, the target.
-const LINKS: [(&str, &str, &str, &str, &str); 1] = [("vol-subpath-symlink-escape", "i", "/v", "link", "/etc")];
+const LINKS: [(&str, &str, &str, &str, &str); 1] =
+    [("vol-subpath-symlink-escape", "i", "/v", "link", "/etc")];
 
 /// Does what the container of that case did once it ran.
 pub fn perform(case: &str, container: &str, status: &ContainerStatus) {

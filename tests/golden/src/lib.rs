@@ -21,7 +21,9 @@ pub mod script;
 mod wants;
 
 use anyhow::{Context as _, Result};
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// What became of one case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +56,31 @@ pub fn run(golden: &Path, name: &str, show: bool) -> Result<Verdict> {
     }
     let found = compare::compare(&case, &outcome, &node)?;
     Ok(if found.is_empty() { Verdict::Agree } else { Verdict::Differ(found) })
+}
+
+/// Replays cases on a few threads, each case with a node, a runtime and a clock of its own; the verdicts come in the order
+/// of the names.
+pub fn run_all(golden: &Path, names: &[String], show: bool) -> Result<Vec<(String, Verdict)>> {
+    let threads = if show { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
+    let queue = Mutex::new(names.iter().cloned().collect::<VecDeque<_>>());
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut q| q.pop_front());
+                    let Some(name) = next else { return };
+                    let verdict = run(golden, &name, show);
+                    if let Ok(mut done) = done.lock() {
+                        done.push((name, verdict));
+                    }
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().map_err(|_| anyhow::anyhow!("a replay panicked"))?;
+    done.sort_by(|a, b| a.0.cmp(&b.0));
+    done.into_iter().map(|(name, verdict)| Ok((name, verdict?))).collect()
 }
 
 /// Why cgroup values cannot be compared on this machine; `None` when they are.

@@ -4,15 +4,16 @@
 
 use crate::case::NODE;
 use anyhow::{Context as _, Result};
+use kubelet::api::Origin;
 use kubelet::assemble::Settings;
 use kubelet::cgroup::{CgroupConfig, Cgroups, NodeValues, Version};
-use kubelet::api::Origin;
 use kubelet::clock::Clock;
 use kubelet::image::PullConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
 use kubelet::world::admit;
+use kubelet::world::affinity::NodeLabels;
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -104,12 +105,13 @@ impl Node {
                 ephemeral_storage: ALLOCATABLE.ephemeral_bytes,
                 pods: 110,
                 unsafe_sysctls: Vec::new(),
+                labels: NodeLabels::own(NODE, NODE),
             },
             cgroup,
             node_cgroup: NodeValues {
                 cpu_shares: Some(2048),
                 memory_limit: Some(CAPACITY_MEMORY),
-                pids_limit: None,
+                pids_limit: Some(32_768),
                 hugetlb: Vec::new(),
             },
             backoff_cap: backoff::DEFAULT_CAP,
@@ -170,7 +172,8 @@ impl Node {
         let read = |path: &str| -> BTreeMap<String, String> {
             let values = FILES.iter().filter_map(|(controller, file)| {
                 let root = version.root_of(Path::new(""), controller)?;
-                let text = std::fs::read_to_string(root.join(path.trim_start_matches('/')).join(file)).ok()?;
+                let text =
+                    std::fs::read_to_string(root.join(path.trim_start_matches('/')).join(file)).ok()?;
                 Some(((*file).to_owned(), text.trim().to_owned()))
             });
             values.collect()

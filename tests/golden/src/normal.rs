@@ -103,9 +103,8 @@ pub struct NormalStatus {
 pub fn recorded_statuses(pod: &PodRecord) -> Vec<NormalStatus> {
     let written = pod.rows.iter().filter(|r| !r.deleted && is_the_agents(&r.status));
     let mut out: Vec<(f64, Value)> = Vec::new();
-    for (i, row) in written.enumerate() {
-        let mut status = normal(row.status.clone());
-        read_back(i, &mut status);
+    for row in written {
+        let status = without_sums(normal(row.status.clone()));
         if out.last().is_none_or(|(_, last)| *last != status) {
             out.push((row.at, status));
         }
@@ -114,12 +113,20 @@ pub fn recorded_statuses(pod: &PodRecord) -> Vec<NormalStatus> {
     out.into_iter().zip(ends).map(|((at, status), end)| NormalStatus { status, stood: end - at }).collect()
 }
 
-/// The resources of the pod as a whole are what its spec sums up to in the first status; later the stock agent reads
-/// some of them back from the pod's cgroup, which may be there or not.
-fn read_back(index: usize, status: &mut Value) {
-    if let Some(fields) = status.as_object_mut().filter(|_| index > 0) {
+/// The resources of the pod as a whole, of the first status: recorded and ours. Later the stock agent reads some of
+/// them back from the pod's cgroup, which may be there or not.
+pub fn first_sums(record: &PodRecord, pod: &PodOutcome) -> [Value; 2] {
+    let recorded =
+        record.rows.iter().find(|r| is_the_agents(&r.status)).map(|r| r.status["resources"].clone());
+    let ours = pod.statuses.first().and_then(|s| serde_json::to_value(&s.resources).ok());
+    [recorded, ours].map(Option::unwrap_or_default)
+}
+
+fn without_sums(mut status: Value) -> Value {
+    if let Some(fields) = status.as_object_mut() {
         fields.remove("resources");
     }
+    status
 }
 
 /// The status that a new object has from the API server is a phase and a class.
@@ -131,11 +138,10 @@ fn is_the_agents(status: &Value) -> bool {
 pub fn our_statuses(pod: &PodOutcome, outcome: &Outcome, node: &Node) -> Result<Vec<NormalStatus>> {
     let names = names(outcome, node);
     let mut out: Vec<NormalStatus> = Vec::new();
-    for (i, status) in pod.statuses.iter().enumerate() {
+    for status in &pod.statuses {
         let mut status = serde_json::to_value(&**status)?;
         rename(&mut status, &names);
-        let mut status = normal(status);
-        read_back(i, &mut status);
+        let status = without_sums(normal(status));
         if out.last().is_none_or(|last| last.status != status) {
             out.push(NormalStatus { status, stood: 0.0 });
         }
@@ -211,7 +217,10 @@ fn walk(value: &mut Value) {
                 walk(field);
             });
             image_name(fields);
-            fields.retain(|key, field| !field.is_null() && !(field == &json!([]) && LISTS.contains(&key.as_str())));
+            fields.retain(|key, field| {
+                let emptied = field == &json!([]) && LISTS.contains(&key.as_str());
+                !(field.is_null() || emptied)
+            });
         }
         Value::Array(items) => items.iter_mut().for_each(walk),
         Value::String(text) => {
@@ -234,7 +243,9 @@ fn list(key: &str, value: &mut Value) {
             items.sort_by_key(Value::to_string);
         }
         "options" => items.sort_by_key(Value::to_string),
-        "mounts" => items.retain(|m| !m["host_path"].as_str().is_some_and(|p| p.contains("/kube-api-access-"))),
+        "mounts" => {
+            items.retain(|m| !m["host_path"].as_str().is_some_and(|p| p.contains("/kube-api-access-")))
+        }
         "volumeMounts" => {
             items.retain(|m| !m["name"].as_str().is_some_and(|n| n.starts_with("kube-api-access-")));
         }
@@ -254,7 +265,8 @@ fn time(text: &str) -> Option<String> {
     if text.starts_with("T+-") && text.len() > 12 {
         return Some("1970-01-01T00:00:00Z".to_owned());
     }
-    let since_creation = text.strip_prefix("T+").is_some_and(|t| t.trim_end_matches('s').parse::<u64>().is_ok());
+    let since_creation =
+        text.strip_prefix("T+").is_some_and(|t| t.trim_end_matches('s').parse::<u64>().is_ok());
     let of_day = text.len() >= 20
         && text.as_bytes()[10] == b'T'
         && text.ends_with('Z')
@@ -297,7 +309,9 @@ fn differ(at: &str, ours: &Value, recorded: &Value, out: &mut Vec<String>) {
                 differ(&format!("{at}[{i}]"), a, b, out);
             }
         }
-        _ if ours != recorded => out.push(format!("{}: ours {ours}, recorded {recorded}", at.trim_start_matches('.'))),
+        _ if ours != recorded => {
+            out.push(format!("{}: ours {ours}, recorded {recorded}", at.trim_start_matches('.')))
+        }
         _ => {}
     }
 }

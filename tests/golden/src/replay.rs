@@ -159,7 +159,9 @@ struct Act {
 #[derive(Debug)]
 enum What {
     Create,
-    Delete { grace: i64 },
+    Delete {
+        grace: i64,
+    },
     /// The object is gone without the agent's doing: it had ended, or was deleted by force.
     Remove,
 }
@@ -259,7 +261,11 @@ impl Director<'_> {
         }
         self.notice_runtime();
         let pods = std::mem::take(&mut self.pods).into_values().map(|p| (p.name, p.outcome)).collect();
-        Ok(Outcome { calls: self.fake.changes(), ids: std::mem::take(&mut self.ids).into_iter().collect(), pods })
+        Ok(Outcome {
+            calls: self.fake.changes(),
+            ids: std::mem::take(&mut self.ids).into_iter().collect(),
+            pods,
+        })
     }
 
     fn now(&self) -> f64 {
@@ -314,7 +320,8 @@ impl Director<'_> {
             let Some(request) = call.request::<v1::RunPodSandboxRequest>() else { continue };
             let config = request.config.as_ref();
             let uid = config.and_then(|c| c.metadata.as_ref()).map(|m| m.uid.clone()).unwrap_or_default();
-            let parent = config.and_then(|c| c.linux.as_ref()).map(|l| l.cgroup_parent.clone()).unwrap_or_default();
+            let parent =
+                config.and_then(|c| c.linux.as_ref()).map(|l| l.cgroup_parent.clone()).unwrap_or_default();
             if let Some(live) = self.pods.get_mut(&uid) {
                 live.outcome.cgroup = self.node.cgroup_values(&parent);
             }
@@ -322,7 +329,10 @@ impl Director<'_> {
         self.noticed_calls = calls.len();
         for sandbox in self.fake.sandboxes() {
             let attempt = sandbox.metadata.map(|m| m.attempt).unwrap_or_default();
-            self.ids.insert(sandbox.id, format!("sandbox-{attempt}"));
+            // Recordings of several pods name them.
+            let pod = sandbox.labels.get("io.kubernetes.pod.name").filter(|_| self.pods.len() > 1);
+            let suffix = pod.map(|name| format!("-{name}")).unwrap_or_default();
+            self.ids.insert(sandbox.id, format!("sandbox-{attempt}{suffix}"));
             let ip = sandbox.network.map(|n| n.ip).unwrap_or_default();
             if !ip.is_empty() {
                 self.ids.insert(ip, "POD_IP".to_owned());
@@ -382,19 +392,19 @@ impl Director<'_> {
     }
 
     async fn create(&mut self, uid: &str) -> Result<()> {
-        let record = self.case.pods.iter().find(|p| p.uid == uid).context("an act of a pod that is not there")?;
+        let record =
+            self.case.pods.iter().find(|p| p.uid == uid).context("an act of a pod that is not there")?;
         let manifest = self.node.here(&record.manifest.to_string());
         let mut pod = decode_pod(manifest.as_bytes())?;
         let now = Timestamp::from_second(EPOCH)?;
-        admitted(&mut pod, uid, now);
+        admitted(&mut pod, record, now);
         self.put(uid, pod).await
     }
 
     async fn delete(&mut self, uid: &str, grace: i64) -> Result<()> {
         let Some(mut pod) = self.pods.get(uid).and_then(|l| l.object.clone()) else { return Ok(()) };
         let at = Timestamp::from_second(EPOCH + grace)?;
-        pod.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
         pod.metadata.deletion_grace_period_seconds = Some(grace);
         pod.metadata.generation = Some(2);
         if let Some(live) = self.pods.get_mut(uid) {
@@ -425,8 +435,12 @@ impl Director<'_> {
 
     /// A pod that is being deleted and has ended goes from the API server, as the stock agent would see to.
     async fn forget_ended(&mut self) -> Result<()> {
-        let ended: Vec<_> =
-            self.pods.iter().filter(|(_, l)| l.deleting && !l.removed && l.has_ended()).map(|(u, _)| u.clone()).collect();
+        let ended: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(_, l)| l.deleting && !l.removed && l.has_ended())
+            .map(|(u, _)| u.clone())
+            .collect();
         for uid in ended {
             self.remove(&uid).await?;
         }
@@ -440,10 +454,10 @@ fn states(fake: &FakeRuntime) -> Vec<(String, i32)> {
 }
 
 /// What the API server gives to a pod that is created: identity, and what admission fills in.
-fn admitted(pod: &mut Pod, uid: &str, now: Timestamp) {
+fn admitted(pod: &mut Pod, record: &PodRecord, now: Timestamp) {
     let meta = &mut pod.metadata;
-    meta.uid = Some(uid.to_owned());
-    meta.namespace.get_or_insert_with(|| "demo".to_owned());
+    meta.uid = Some(record.uid.clone());
+    meta.namespace = Some(record.namespace.clone());
     meta.generation = Some(1);
     meta.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
     let annotations = meta.annotations.get_or_insert_default();

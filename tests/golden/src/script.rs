@@ -148,7 +148,12 @@ fn sightings(case: &Case, id: &str) -> Vec<Sighting> {
         let r = &call.response;
         let ended = (r["state"] == "CONTAINER_EXITED")
             .then(|| serde_json::json!({"exitCode": r["exit_code"], "reason": r["reason"]}));
-        all.push(Sighting { at: call.at, running: r["state"] == "CONTAINER_RUNNING", ended, status: Value::Null });
+        all.push(Sighting {
+            at: call.at,
+            running: r["state"] == "CONTAINER_RUNNING",
+            ended,
+            status: Value::Null,
+        });
     }
     let full = format!("containerd://{id}");
     for row in case.pods.iter().flat_map(|p| &p.rows) {

@@ -5,7 +5,7 @@ use crate::replay::Outcome;
 use serde_json::Value;
 
 /// Cases by name whose script needs something that the replay or the agent does not have.
-const BY_NAME: [(&str, &str); 12] = [
+const BY_NAME: [(&str, &str); 13] = [
     ("ephemeral-container", "ephemeral containers"),
     ("evict-container-ephemeral", "eviction"),
     ("evict-emptydir", "eviction"),
@@ -16,6 +16,7 @@ const BY_NAME: [(&str, &str); 12] = [
     ("preempt-by-critical", "preemption"),
     ("static-pod", "mirror pods"),
     ("static-pod-api-reference", "mirror pods"),
+    ("readiness-gates", "conditions that others set"),
     ("sc-apparmor-localhost", "AppArmor"),
     ("sc-apparmor-runtimedefault", "AppArmor"),
 ];
@@ -40,7 +41,8 @@ pub fn before(case: &Case) -> Option<String> {
 
 /// Volumes whose content or place comes from elsewhere.
 fn volumes(spec: &Value) -> Option<String> {
-    let kinds = spec["volumes"].as_array()?.iter().filter_map(|v| v.as_object()?.keys().find(|k| *k != "name"));
+    let kinds =
+        spec["volumes"].as_array()?.iter().filter_map(|v| v.as_object()?.keys().find(|k| *k != "name"));
     let foreign = kinds.into_iter().find(|k| !matches!(k.as_str(), "emptyDir" | "hostPath"))?;
     Some(format!("volumes of kind {foreign}"))
 }
@@ -48,7 +50,8 @@ fn volumes(spec: &Value) -> Option<String> {
 /// What the agent said it does not support yet.
 pub fn after(outcome: &Outcome) -> Option<String> {
     let last = outcome.pods.values().filter_map(|p| p.statuses.last());
-    let refused = last.filter(|s| s.reason.as_deref() == Some("UnsupportedPodSpec")).find_map(|s| s.message.clone())?;
+    let refused =
+        last.filter(|s| s.reason.as_deref() == Some("UnsupportedPodSpec")).find_map(|s| s.message.clone())?;
     let what = refused.trim_start_matches("Pod was rejected: ").trim_end_matches(" not supported yet");
     let (field, what) = what.split_once(": ").unwrap_or(("", what));
     let what = what.trim_end_matches(" is").trim_end_matches(" are");
