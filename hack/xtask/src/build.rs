@@ -45,6 +45,16 @@ pub fn binary(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> 
     if profile == Profile::Release {
         command.arg("--release");
     }
+    // What cargo told a test about its own package would make build scripts (ring's) run and everything behind them
+    // compile anew, here and in the next build of the person.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(name);
+        }
+    }
     // cargo's progress bar and errors go to the person; the JSON on standard output is for us.
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("start cargo")?;
     if !output.status.success() {
