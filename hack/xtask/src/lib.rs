@@ -9,6 +9,7 @@
 //! | [`build`] | binaries of this workspace |
 //! | [`up`] | `hack/up` and `hack/down` |
 //! | [`suite`] | `hack/test` |
+//! | [`bench`] | what the agent costs against the floor of its runtime |
 //! | [`proc`], [`tree`] | process identities, paths of the source tree |
 //!
 //! A test that needs a runtime:
@@ -29,6 +30,7 @@
 //! Production crates never depend on this one.
 
 mod apt;
+pub mod bench;
 pub mod build;
 mod cmd;
 pub mod image;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::image::Image;
 use xtask::runtime::{self, Flavour, Network, Oci, Options, PrivateContainerd};
-use xtask::{build, plugins, suite, up};
+use xtask::{bench, build, plugins, suite, up};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Stevedore's own tools", version)]
@@ -44,6 +44,8 @@ enum Command {
     Down,
     /// Run everything that must hold before a change lands
     Test,
+    /// Measure the agent against the floor of its runtime
+    Bench(bench::Arguments),
     /// Remove what crashed tests left on this machine
     Clean {
         /// Also what belongs to tests that still run
@@ -64,6 +66,7 @@ async fn main() -> Result<()> {
         Command::Up { flavour, oci, examples } => up::up(up::UpOptions { flavour, oci, examples }).await,
         Command::Down => up::down().await,
         Command::Test => suite::test(),
+        Command::Bench(arguments) => bench::bench(arguments).await,
         Command::Clean { all } => clean(all),
         Command::Images { dir } => images(&dir),
     }

@@ -16,6 +16,9 @@ use super::layout::{Layout, hex};
 use crate::{apt, cmd, tree};
 
 const PAUSE_SOURCE: &str = include_str!("../../../images/pause.rs");
+const STAMP_SOURCE: &str = include_str!("../../../images/stamp.rs");
+/// The module that both of them have.
+const SYS_SOURCE: &str = include_str!("../../../images/sys.rs");
 
 /// Counts up when the recipe below changes in a way that its inputs do not show.
 const RECIPE: u32 = 1;
@@ -29,7 +32,11 @@ impl Image {
     /// As [`Image::build`] under another name, for tests that need given references.
     pub fn build_as(self, reference: &str) -> Result<Layout> {
         let _alone = tree::lock("images")?;
-        let program = if self == Self::Pause { compile_pause()? } else { busybox()? };
+        let program = match self {
+            Self::Pause => compile("pause", PAUSE_SOURCE)?,
+            Self::Stamp => compile("stamp", STAMP_SOURCE)?,
+            _ => busybox()?,
+        };
         let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
         let config = self.config()?;
         let mut key = Sha256::new();
@@ -39,8 +46,10 @@ impl Image {
         let parent = tree::cache("images")?;
         let built = Layout { dir: parent.join(name), reference: reference.to_owned(), pinned: self.pinned() };
         if !built.dir.exists() {
-            let layer =
-                if self == Self::Pause { pause_layer(&bytes)? } else { demo_layer(&program, &bytes)? };
+            let layer = match self {
+                Self::Pause | Self::Stamp => program_layer(self.short_name(), &bytes)?,
+                _ => demo_layer(&program, &bytes)?,
+            };
             let fresh = tempfile::tempdir_in(&parent)?;
             Layout { dir: fresh.path().to_path_buf(), ..built.clone() }
                 .write(config, &layer)
@@ -52,16 +61,17 @@ impl Image {
 }
 
 /// A static program without a C library, a few kilobytes.
-fn compile_pause() -> Result<PathBuf> {
-    let key = &hex(&Sha256::digest(PAUSE_SOURCE))[..16];
-    let path = tree::cache("images")?.join(format!("pause-program-{key}"));
+fn compile(name: &str, source_text: &str) -> Result<PathBuf> {
+    let key = &hex(&Sha256::digest(format!("{source_text}{SYS_SOURCE}")))[..16];
+    let path = tree::cache("images")?.join(format!("{name}-program-{key}"));
     if path.exists() {
         return Ok(path);
     }
     let dir = tempfile::tempdir_in(tree::cache("images")?)?;
-    let source = dir.path().join("pause.rs");
-    fs::write(&source, PAUSE_SOURCE)?;
-    let out = dir.path().join("pause");
+    let source = dir.path().join(format!("{name}.rs"));
+    fs::write(&source, source_text)?;
+    fs::write(dir.path().join("sys.rs"), SYS_SOURCE)?;
+    let out = dir.path().join(name);
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
     command.current_dir(tree::root()).args([
@@ -75,7 +85,7 @@ fn compile_pause() -> Result<PathBuf> {
     ]);
     command.args(["-C", "relocation-model=static", "-C", "link-arg=-static", "-C", "link-arg=-nostartfiles"]);
     command.args(["-C", "link-arg=-nodefaultlibs", "-o"]).arg(&out).arg(&source);
-    cmd::run(&mut command).context("compile the pause program")?;
+    cmd::run(&mut command).with_context(|| format!("compile the program {name}"))?;
     fs::rename(&out, &path)?;
     Ok(path)
 }
@@ -118,9 +128,9 @@ fn is_static(elf: &[u8]) -> bool {
     elf.starts_with(b"\x7fELF\x02\x01") && scan() == Some(true)
 }
 
-fn pause_layer(program: &[u8]) -> Result<Vec<u8>> {
+fn program_layer(name: &str, program: &[u8]) -> Result<Vec<u8>> {
     let mut layer = Layer::new();
-    layer.file("pause", 0o755, program)?;
+    layer.file(name, 0o755, program)?;
     layer.finish()
 }
 
@@ -170,7 +180,7 @@ mod tests {
             layout.configuration().unwrap().config().as_ref().unwrap().user().as_deref(),
             Some("65535:65535")
         );
-        assert!(is_static(&fs::read(compile_pause().unwrap()).unwrap()));
+        assert!(is_static(&fs::read(compile("pause", PAUSE_SOURCE).unwrap()).unwrap()));
     }
 
     #[test]

@@ -38,12 +38,15 @@ pub enum Image {
     /// `localhost/stevedore/entrypoint:latest`: as the demo, entry point `echo from-entrypoint`,
     /// command `from-cmd`, environment `IMAGE_ENV=set`, working directory `/www`.
     Entrypoint,
+    /// `localhost/stevedore/stamp:latest`: one static program that tells when it began to run and when it
+    /// was told to end, for the benchmark. Root, entry point `/stamp`.
+    Stamp,
 }
 
 impl Image {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Pause, Self::Demo, Self::UserNumeric, Self::UserNamed, Self::Entrypoint];
+    pub const ALL: [Self; 6] =
+        [Self::Pause, Self::Demo, Self::UserNumeric, Self::UserNamed, Self::Entrypoint, Self::Stamp];
 
     /// The last part of the name.
     pub fn short_name(self) -> &'static str {
@@ -53,6 +56,7 @@ impl Image {
             Self::UserNumeric => "user-numeric",
             Self::UserNamed => "user-named",
             Self::Entrypoint => "entrypoint",
+            Self::Stamp => "stamp",
         }
     }
 
@@ -72,6 +76,9 @@ impl Image {
         if self == Self::Pause {
             return ConfigBuilder::default().user("65535:65535").entrypoint(strings(&["/pause"])).build();
         }
+        if self == Self::Stamp {
+            return ConfigBuilder::default().entrypoint(strings(&["/stamp"])).build();
+        }
         let config = ConfigBuilder::default().env(strings(&[PATH])).cmd(strings(&["/bin/sh"]));
         match self {
             Self::UserNumeric => config.user("1000:1000").build(),
@@ -82,7 +89,7 @@ impl Image {
                 .cmd(strings(&["from-cmd"]))
                 .working_dir("/www")
                 .build(),
-            Self::Pause | Self::Demo => config.build(),
+            Self::Pause | Self::Stamp | Self::Demo => config.build(),
         }
     }
 }
