@@ -22,6 +22,7 @@ fn main() -> ExitCode {
 }
 
 fn run(loaded: &Loaded) -> ExitCode {
+    kubelet::process::grow_file_table();
     kubelet::process::init_logging(loaded);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");

@@ -13,27 +13,47 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Logs go to standard error, as text or JSON (`logging.format`), as much as `logging.verbosity` says: from 4 on what
-/// each step does, from 6 on what libraries do. `RUST_LOG` overrides.
+/// each step does, from 6 on what libraries do. `RUST_LOG` overrides: levels by module, such as `info,kubelet::pleg=trace`.
 pub fn init_logging(loaded: &Loaded) {
     let logging = &loaded.config.logging;
     let default = match logging.verbosity {
-        0..=3 => "info",
-        4..=5 => "info,kubelet=debug,cri=debug",
-        6..=7 => "debug",
-        _ => "trace",
+        0..=3 => Targets::new().with_default(LevelFilter::INFO),
+        4..=5 => Targets::new()
+            .with_default(LevelFilter::INFO)
+            .with_target("kubelet", LevelFilter::DEBUG)
+            .with_target("cri", LevelFilter::DEBUG),
+        6..=7 => Targets::new().with_default(LevelFilter::DEBUG),
+        _ => Targets::new().with_default(LevelFilter::TRACE),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let to_stderr = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    // A second initialisation can only come from a test in this process; its logs are as good.
-    let _ = if logging.format == "json" {
-        to_stderr.json().flatten_event(true).try_init()
+    let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter: Targets = asked.unwrap_or(default);
+    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = if logging.format == "json" {
+        to_stderr.json().flatten_event(true).boxed()
     } else {
-        to_stderr.with_ansi(false).try_init()
+        to_stderr.with_ansi(false).boxed()
     };
+    // A second initialisation can only come from a test in this process; its logs are as good.
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
 }
+
+/// Makes the table of open files large at once. Called before there is a second thread: once threads share the table,
+/// the kernel waits for a grace period whenever it grows it, and whoever opens the file stands still for milliseconds,
+/// such as in the middle of the first burst of pods.
+pub fn grow_file_table() {
+    // A process that may not have so many files needs no large table.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), FILE_TABLE - 1);
+}
+
+/// Entries of the table: well above what an agent with all pods has open.
+const FILE_TABLE: i32 = 1024;
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
