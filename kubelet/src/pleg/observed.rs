@@ -126,6 +126,11 @@ impl Observed {
         self.sandboxes.iter().any(|s| s.ready) || self.containers.iter().any(Instance::is_live)
     }
 
+    /// Only what the lists told at the start, because the statuses did not come: see [`super::look::roughly`].
+    pub fn is_rough(&self) -> bool {
+        self.seq == 0 && !self.is_empty()
+    }
+
     /// Nothing of this pod exists in the runtime.
     pub fn is_empty(&self) -> bool {
         self.sandboxes.is_empty() && self.containers.is_empty()

@@ -27,6 +27,7 @@ struct Slot {
     flying: Option<Vec<Answer>>,
     /// Whom the next look answers; `Some` means that there must be one.
     next: Option<Vec<Answer>>,
+    /// Looks in a row that failed; while there are any, what is published may be old.
     failures: u32,
 }
 
@@ -57,6 +58,8 @@ pub struct Task {
     full_in_flight: bool,
     next_full: Instant,
     full_failures: u32,
+    /// Event streams in a row that ended before they gave anything.
+    empty_streams: u32,
     events: Option<cri::Events>,
 }
 
@@ -84,6 +87,7 @@ impl Task {
             full_in_flight: false,
             next_full: Instant::now(),
             full_failures: 0,
+            empty_streams: 0,
             events: None,
         }
     }
@@ -118,7 +122,7 @@ impl Task {
             }
             Request::Look { uid, answer } => self.look(uid, Some(answer)),
             Request::Forget { uid } => {
-                // A look that flies answers for itself; only an empty, unwatched slot is dropped.
+                // A look that flies answers for itself, and drops the slot if it is of no use any more.
                 if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.tx.borrow().is_empty()) {
                     self.drop_slot(&uid);
                 }
@@ -160,7 +164,12 @@ impl Task {
     fn done(&mut self, done: Done) {
         match done {
             Done::Pod(uid, seen) => self.pod_done(uid, seen),
-            Done::Retry(uid) => self.look(uid, None),
+            Done::Retry(uid) => {
+                // A look that began meanwhile tells as much, and a pod that was forgotten needs none.
+                if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.failures > 0) {
+                    self.look(uid, None);
+                }
+            }
             Done::First(picture) => {
                 self.full_done(picture.as_ref().err());
                 if let Ok(picture) = picture {
@@ -198,8 +207,10 @@ impl Task {
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
                 }
-                // A runtime that is away is listed whole when it is back.
-                if !away {
+                if away {
+                    // Nobody can be looked at: one full look for all, which looks again at what failed.
+                    self.next_full = self.next_full.min(Instant::now() + wait);
+                } else {
                     let uid = uid.clone();
                     self.jobs.spawn(async move {
                         tokio::time::sleep(wait).await;
@@ -301,7 +312,9 @@ impl Task {
         let stale: Vec<PodUid> = self
             .pods
             .iter()
-            .filter(|(uid, slot)| !listed.get(*uid).unwrap_or(&empty).matches(&slot.tx.borrow()))
+            .filter(|(uid, slot)| {
+                slot.failures > 0 || !listed.get(*uid).unwrap_or(&empty).matches(&slot.tx.borrow())
+            })
             .map(|(uid, _)| uid.clone())
             .chain(listed.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned())
             .collect();
@@ -313,6 +326,7 @@ impl Task {
     fn event(&mut self, event: Option<Result<v1::ContainerEventResponse, cri::Error>>) {
         match event {
             Some(Ok(event)) => {
+                self.empty_streams = 0;
                 // What was created or started was so by an actor that looks for itself when its step is done.
                 let ours = matches!(
                     event.container_event_type(),
@@ -359,14 +373,14 @@ impl Task {
     /// Events may have been missed: subscribe anew and compare everything, soon but not in a tight loop.
     fn events_lost(&mut self) {
         self.events = None;
-        self.next_full = Instant::now() + backoff(self.full_failures);
-        self.full_failures += 1;
+        self.next_full = Instant::now() + backoff(self.empty_streams);
+        self.empty_streams += 1;
         self.health.send_modify(|h| h.events = false);
     }
 
     fn reconnected(&mut self) {
         self.events = None;
-        self.full_failures = 0;
+        (self.full_failures, self.empty_streams) = (0, 0);
         if self.full_in_flight {
             self.next_full = Instant::now();
         } else {

@@ -9,25 +9,31 @@ use super::desired::{Desired, StopReason};
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
-use crate::api::{self, PodRef};
-use crate::pleg::observed::{Instance, Observed};
+use crate::api::{self, PodRef, PodUid};
+use crate::pleg::observed::{Instance, Observed, State};
 use crate::status::{self, api_status};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Waits after a failed step: first and longest. Upstream's longest is the same.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// How long to wait for the runtime to be seen again after a look at it failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Runs the pod until nothing of it is left on the node. `arrived` is when its source learned of it.
-pub async fn spawn(rooms: Arc<Rooms>, desired: watch::Receiver<Desired>, arrived: Instant) -> PodRef {
+/// Runs the pod until nothing of it is left on the node. `arrived` is when its source learned of it; `ended` is told,
+/// once, when nothing of the pod runs or will run again.
+pub async fn spawn(
+    rooms: Arc<Rooms>,
+    desired: watch::Receiver<Desired>,
+    arrived: Instant,
+    ended: mpsc::UnboundedSender<PodUid>,
+) -> PodRef {
     let pod = PodRef::of(&desired.borrow().pod);
     let observed = rooms.pleg.subscribe(&pod.uid).await;
-    let mut actor = Actor::new(rooms, pod, desired, observed, arrived);
+    let mut actor = Actor::new(rooms, pod, desired, observed, arrived, ended);
     actor.run().await;
     actor.pod
 }
@@ -50,6 +56,8 @@ struct Actor {
     phase: Phase,
     start_time: Timestamp,
     arrived: Option<Instant>,
+    /// Whom to tell of the end; `None` once told.
+    ended: Option<mpsc::UnboundedSender<PodUid>>,
 }
 
 impl Actor {
@@ -59,12 +67,13 @@ impl Actor {
         desired: watch::Receiver<Desired>,
         observed: watch::Receiver<Arc<Observed>>,
         arrived: Instant,
+        ended: mpsc::UnboundedSender<PodUid>,
     ) -> Self {
         let seen = observed.borrow().clone();
         let adopted = !seen.is_empty();
         let start_time = adoption_time(&seen).unwrap_or_else(|| rooms.clock.seconds());
         let memory = adopt(&desired.borrow(), &seen, rooms.backoff_cap);
-        let steps = Steps::new(rooms.clone(), pod.clone(), adopted);
+        let steps = Steps::new(rooms.clone(), pod.clone());
         let arrived = (!adopted).then_some(arrived);
         Self {
             rooms,
@@ -80,6 +89,7 @@ impl Actor {
             phase: Phase::Starting,
             start_time,
             arrived,
+            ended: Some(ended),
         }
     }
 
@@ -87,6 +97,13 @@ impl Actor {
         loop {
             let desired = self.desired.borrow_and_update().clone();
             self.take_observed();
+            if self.seen.is_rough() && desired.stop.is_none() {
+                // What runs is left alone until its statuses are known: pleg goes on asking for them.
+                if !self.wait(None).await {
+                    return;
+                }
+                continue;
+            }
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
@@ -95,17 +112,19 @@ impl Actor {
             self.tell_backoffs(&desired, &plan.waiting);
             self.reasons.extend(plan.waiting.clone());
             self.publish(&desired, plan.outcome);
+            if self.phase >= Phase::Terminated
+                && let Some(ended) = self.ended.take()
+            {
+                // Without `world` the agent is stopping.
+                let _ = ended.send(self.pod.uid.clone());
+            }
             if plan.steps.is_empty() {
                 if !self.wait(plan.wake).await {
                     return;
                 }
                 continue;
             }
-            let (done, failure) = self.carry_out(&desired, &plan).await;
-            if let Some((key, failure)) = failure {
-                self.remember_failure(&key, failure);
-            }
-            if done == Some(Phase::Gone) {
+            if self.carry_out(&desired, &plan).await == Carried::Gone {
                 self.rooms.statuses.forget(&self.pod);
                 self.rooms.pleg.forget(&self.pod.uid).await;
                 tracing::info!(pod = %self.pod, "pod is gone");
@@ -155,41 +174,52 @@ impl Actor {
 
     /// Carries the steps out in order. A container that cannot be started does not keep the next one from starting;
     /// any other failure ends the plan, and so does a new order when the next step would start something.
-    async fn carry_out(
-        &mut self,
-        desired: &Desired,
-        plan: &Plan,
-    ) -> (Option<Phase>, Option<(String, Failure)>) {
-        let mut failed_start = None;
+    async fn carry_out(&mut self, desired: &Desired, plan: &Plan) -> Carried {
         for step in &plan.steps {
             let starts =
                 matches!(step, Step::CreateSandbox { .. } | Step::Start { .. } | Step::Resume { .. });
             if starts && self.stop_arrived(desired) {
-                break;
+                return Carried::Out;
             }
             let began = Instant::now();
             let result = self.step(desired, step).await;
             tracing::debug!(pod = %self.pod, ?step, took_ms = began.elapsed().as_millis() as u64, ok = result.is_ok(), "step");
-            match (step, result) {
-                (Step::CleanUp, Ok(())) => return (Some(Phase::Gone), None),
-                (Step::CreateSandbox { .. }, Ok(())) => self.publish(desired, plan.outcome),
-                (Step::Start { list, index, .. } | Step::Resume { list, index, .. }, result) => {
-                    let Some(c) = self.steps.container(&desired.pod, *list, *index) else { continue };
-                    match result {
-                        Ok(()) => self.forget_failure(&c.name.clone()),
-                        Err(failure) if failure.of_container => {
-                            if let Some((name, failure)) = failed_start.replace((c.name.clone(), failure)) {
-                                self.remember_failure(&name, failure);
-                            }
-                        }
-                        Err(failure) => return (None, Some((String::new(), failure))),
-                    }
+            let failed = result.is_err();
+            let key = self.key(desired, plan, step);
+            match result {
+                Ok(()) => self.forget_failure(&key),
+                Err(failure) if failure.of_container => {
+                    self.remember_failure(&key, failure);
+                    continue;
                 }
-                (_, Ok(())) => self.forget_failure(""),
-                (_, Err(failure)) => return (None, Some((String::new(), failure))),
+                // What a start needs of the pod as a whole is missing, or it is another step.
+                Err(failure) => {
+                    let start = matches!(step, Step::Start { .. } | Step::Resume { .. });
+                    self.remember_failure(if start { plan::POD } else { &key }, failure);
+                }
+            }
+            match step {
+                _ if failed => return Carried::Out,
+                Step::CleanUp => return Carried::Gone,
+                Step::CreateSandbox { .. } => self.publish(desired, plan.outcome),
+                _ => {}
             }
         }
-        (None, failed_start)
+        Carried::Out
+    }
+
+    /// Under which key a failure of `step` is remembered.
+    fn key(&self, desired: &Desired, plan: &Plan, step: &Step) -> String {
+        match step {
+            Step::Start { list, index, .. } | Step::Resume { list, index, .. } => {
+                let c = self.steps.container(&desired.pod, *list, *index);
+                c.map_or_else(String::new, |c| c.name.clone())
+            }
+            Step::RemoveContainer { .. } | Step::RemoveSandbox { .. } if plan.phase <= Phase::Running => {
+                plan::GARBAGE.to_owned()
+            }
+            _ => plan::POD.to_owned(),
+        }
     }
 
     async fn step(&mut self, desired: &Desired, step: &Step) -> Result<(), Failure> {
@@ -213,13 +243,7 @@ impl Actor {
                 let seen = self.seen.clone();
                 self.steps.start(pod, &seen, *list, *index, *restart_count, until_stop(&mut desired)).await
             }
-            Step::Resume { list, index, id } => {
-                let result = self.steps.resume(pod, *list, *index, id).await;
-                if result.is_err() {
-                    self.memory.failed_starts.insert(id.clone());
-                }
-                result
-            }
+            Step::Resume { list, index, id } => self.steps.resume(pod, *list, *index, id).await,
             Step::RemoveContainer { id, name } => {
                 self.steps.remove_container(id, name).await?;
                 let gone = self.seen.containers.iter().find(|i| i.id == *id);
@@ -249,12 +273,13 @@ impl Actor {
         let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
         *failures += 1;
         let at = self.rooms.clock.nanos().saturating_add(nanos(wait));
-        let at = failure.retry_at.unwrap_or(at);
         if let Some(waiting) = failure.waiting {
             self.memory.waiting.insert(name.to_owned(), waiting);
         }
-        if !failure.restart_decides {
-            self.memory.retry.insert(name.to_owned(), at);
+        match failure.not_started {
+            // Once it is seen to have ended, restart policy and crash back-off decide when to try again.
+            Some(id) => drop(self.memory.failed_starts.insert(id, at)),
+            None => drop(self.memory.retry.insert(name.to_owned(), failure.retry_at.unwrap_or(at))),
         }
     }
 
@@ -267,15 +292,35 @@ impl Actor {
     /// Looks at the pod, so that the next plan knows what the steps did.
     async fn look(&mut self) {
         match self.rooms.pleg.look(&self.pod.uid).await {
-            Ok(seen) => self.seen = seen,
+            Ok(seen) => {
+                self.seen = seen;
+                self.reconcile_memory();
+            }
             Err(error) => {
                 tracing::warn!(pod = %self.pod, %error, "cannot see what became of the pod");
                 // Without a look the same steps would be planned again: wait for news, or a while.
                 tokio::select! {
-                    _ = self.observed.changed() => {}
+                    Ok(()) = self.observed.changed() => {}
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
                 }
             }
+        }
+    }
+
+    /// Lets go of what the look has overtaken: a sandbox that is seen needs no announcement, a container that runs (its
+    /// start only seemed to fail) or ended for good is not waiting, and what is gone need not be remembered.
+    fn reconcile_memory(&mut self) {
+        let seen = self.seen.clone();
+        let pod = self.desired.borrow().pod.clone();
+        self.steps.sandbox_made = false;
+        self.memory.stopped.retain(|id| seen.sandboxes.iter().any(|s| s.id == *id));
+        self.memory.failed_starts.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
+        let settled = |name: &str| {
+            seen.latest(name).is_some_and(|i| i.state == State::Running || plan::ended_for_good(&pod, i))
+        };
+        let settled: Vec<String> = self.memory.waiting.keys().filter(|name| settled(name)).cloned().collect();
+        for name in settled {
+            self.forget_failure(&name);
         }
     }
 
@@ -340,6 +385,15 @@ impl Actor {
             tracing::info!(pod = %self.pod, took_ms = took.as_millis() as u64, "pod started");
         }
     }
+}
+
+/// How a plan went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carried {
+    /// As far as it could be: look and plan again.
+    Out,
+    /// Nothing is left of the pod.
+    Gone,
 }
 
 /// Resolves when an order to end the pod stands (or the agent stops).

@@ -11,7 +11,7 @@
 use super::backoff::{self, Verdict};
 use super::desired::{Desired, MINIMUM_GRACE, StopReason};
 use super::translate;
-use crate::api::{self, Container, PodRef};
+use crate::api::{self, Container, Pod, PodRef};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -58,16 +58,22 @@ pub struct Memory {
     pub backoff: HashMap<String, backoff::Entry>,
     /// Why the last try to start a container failed.
     pub waiting: BTreeMap<String, Waiting>,
-    /// Not before this moment (nanoseconds since the epoch) is a failed start tried again; the key is the container's
-    /// name, empty for the sandbox.
+    /// Not before this moment (nanoseconds since the epoch) is what failed tried again; the key is the container's
+    /// name, [`POD`] or [`GARBAGE`].
     pub retry: HashMap<String, i64>,
     /// How often in a row; same keys.
     pub failures: HashMap<String, u32>,
     /// Sandboxes that have been stopped by us.
     pub stopped: HashSet<String>,
-    /// Created instances whose start failed: they are not started a second time.
-    pub failed_starts: HashSet<String>,
+    /// Instances whose start failed, and until when nothing is done about those that are still only created; they are
+    /// not started a second time.
+    pub failed_starts: HashMap<String, i64>,
 }
+
+/// The key in [`Memory`] of what concerns the pod as a whole: its sandbox, its directories, ending it.
+pub const POD: &str = "";
+/// The key in [`Memory`] of removing what is not needed any more from a pod that runs. No container has this name.
+pub const GARBAGE: &str = "#garbage";
 
 /// One thing to do. Steps of a plan are carried out in order; the first that fails ends the plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,10 +195,23 @@ pub fn plan(input: &Input<'_>) -> Plan {
     planner.finish()
 }
 
+/// Nothing of the pod runs, and nothing of it will run again.
+pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
+    let memory = Memory::default();
+    let input =
+        Input { desired, observed, memory: &memory, cgroup: false, now: 0, backoff_cap: Duration::ZERO };
+    (desired.stop.is_some() || outcome(&input).is_some()) && !observed.is_live()
+}
+
+/// That instance has ended and will not be followed by another.
+pub fn ended_for_good(pod: &Pod, instance: &Instance) -> bool {
+    instance.state == State::Exited && !Policy::of(pod).restarts(instance)
+}
+
 /// The pod's own end: `None` while something runs or will run again.
 pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
     let spec = api::spec(&input.desired.pod);
-    let policy = Policy::of(input);
+    let policy = Policy::of(&input.desired.pod);
     let ended = |c: &Container| -> Option<i32> {
         let latest = input.observed.latest(&c.name)?;
         (latest.state == State::Exited && !policy.restarts(latest)).then_some(latest.exit_code)
@@ -223,8 +242,8 @@ enum Policy {
 }
 
 impl Policy {
-    fn of(input: &Input<'_>) -> Self {
-        match api::spec(&input.desired.pod).restart_policy.as_deref() {
+    fn of(pod: &Pod) -> Self {
+        match api::spec(pod).restart_policy.as_deref() {
             Some("Never") => Self::Never,
             Some("OnFailure") => Self::OnFailure,
             _ => Self::Always,
@@ -282,7 +301,7 @@ fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         Some(StopReason::Rejected { .. }) => Some(Outcome::Failed),
         _ => outcome,
     };
-    let wake = (!steps.is_empty()).then(|| retry_at(input, "")).flatten();
+    let wake = (!steps.is_empty()).then(|| retry_at(input, POD)).flatten();
     let steps = if wake.is_some() { Vec::new() } else { steps };
     Plan { phase, steps, waiting: BTreeMap::new(), wake, outcome }
 }
@@ -304,8 +323,15 @@ fn garbage<'a>(observed: &'a Observed, current: Option<&'a Sandbox>) -> Vec<Step
     let mut steps = Vec::new();
     let mut dead: HashMap<&str, usize> = HashMap::new();
     let mut kept_in: HashSet<&str> = HashSet::new();
+    let mut met: HashSet<&str> = HashSet::new();
     for i in &observed.containers {
         let n = dead.entry(&i.name).or_default();
+        // The newest instance of a name is the one that counts; an older one that never ran is of no use.
+        let superseded = !met.insert(&i.name) && i.state == State::Created;
+        if superseded {
+            steps.push(Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() });
+            continue;
+        }
         if i.state == State::Exited {
             *n += 1;
             if *n > DEAD_KEPT {
@@ -345,7 +371,7 @@ impl<'a> Planner<'a> {
         let current = input.observed.sandbox().filter(|s| usable(s, host));
         Self {
             input,
-            policy: Policy::of(input),
+            policy: Policy::of(&input.desired.pod),
             current,
             steps: Vec::new(),
             waiting: BTreeMap::new(),
@@ -367,20 +393,12 @@ impl<'a> Planner<'a> {
         });
         self.steps.extend(unstopped.map(|s| Step::StopSandbox { id: s.id.clone() }));
         if self.current.is_none() {
-            if let Some(at) = retry_at(self.input, "") {
-                self.wake_at(at);
-                return;
-            }
             let attempt = observed.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
             self.steps.push(Step::CreateSandbox { attempt });
         }
     }
 
     fn containers(&mut self) {
-        if self.current.is_none() && !matches!(self.steps.last(), Some(Step::CreateSandbox { .. })) {
-            // The sandbox waits to be tried again, and so does everything in it.
-            return;
-        }
         let spec = api::spec(&self.input.desired.pod);
         let inits = spec.init_containers.as_deref().unwrap_or_default();
         if !self.initialized(inits, &spec.containers) {
@@ -429,10 +447,14 @@ impl<'a> Planner<'a> {
             }
             State::Created
                 if Some(&latest.sandbox_id) == self.current.map(|s| &s.id)
-                    && latest.hash == translate::container_hash(c)
-                    && !self.input.memory.failed_starts.contains(&latest.id) =>
+                    && latest.hash == translate::container_hash(c) =>
             {
-                self.steps.push(Step::Resume { list, index, id: latest.id.clone() });
+                match self.input.memory.failed_starts.get(&latest.id) {
+                    None => self.steps.push(Step::Resume { list, index, id: latest.id.clone() }),
+                    // No end was seen from which the crash back-off could count.
+                    Some(until) if *until > self.input.now => self.wake_at(*until),
+                    Some(_) => self.start(list, index, c, next, None),
+                }
             }
             State::Unknown => {
                 let target = Kill {
@@ -498,7 +520,11 @@ impl<'a> Planner<'a> {
     }
 
     fn garbage(&mut self) {
-        self.steps.extend(garbage(self.input.observed, self.current));
+        let steps = garbage(self.input.observed, self.current);
+        match retry_at(self.input, GARBAGE) {
+            Some(at) if !steps.is_empty() => self.wake_at(at),
+            _ => self.steps.extend(steps),
+        }
     }
 
     fn wake_at(&mut self, at: i64) {
@@ -510,6 +536,13 @@ impl<'a> Planner<'a> {
         let all_seen = spec.containers.iter().all(|c| self.input.observed.latest(&c.name).is_some());
         for (name, waiting) in &self.input.memory.waiting {
             self.waiting.entry(name.clone()).or_insert_with(|| waiting.clone());
+        }
+        // What failed for the pod as a whole keeps everything else waiting: each step relies on those before it.
+        if !self.steps.is_empty()
+            && let Some(at) = retry_at(self.input, POD)
+        {
+            self.steps.clear();
+            self.wake_at(at);
         }
         let phase = if all_seen { Phase::Running } else { Phase::Starting };
         Plan { phase, steps: self.steps, waiting: self.waiting, wake: self.wake, outcome: None }

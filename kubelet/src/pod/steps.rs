@@ -30,8 +30,8 @@ pub struct Failure {
     pub retry_at: Option<i64>,
     /// The pod must end; this is no failure at all.
     pub interrupted: bool,
-    /// An instance was left behind, ended: restart policy and crash back-off decide when to try again.
-    pub restart_decides: bool,
+    /// The instance that was left behind, as a rule ended.
+    pub not_started: Option<String>,
 }
 
 impl Failure {
@@ -67,8 +67,10 @@ struct Made {
 }
 
 impl Steps {
-    pub fn new(rooms: Arc<Rooms>, pod: PodRef, adopted: bool) -> Self {
-        Self { rooms, pod, cgroup_made: adopted, sandbox_made: false, made: None, mounted: None }
+    /// An earlier incarnation may have made the cgroup of a pod that is new to this one, so it counts as there until
+    /// it has been removed.
+    pub fn new(rooms: Arc<Rooms>, pod: PodRef) -> Self {
+        Self { rooms, pod, cgroup_made: true, sandbox_made: false, made: None, mounted: None }
     }
 
     pub fn container<'a>(&self, pod: &'a Pod, list: ContainerList, index: usize) -> Option<&'a Container> {
@@ -92,7 +94,7 @@ impl Steps {
         self.event(Kind::Warning, Some(path), "BackOff", message);
     }
 
-    /// Ends containers, all at once.
+    /// Ends containers, all at once. As upstream's, a stop under way is not shortened by a later order.
     pub async fn kill(&self, pod: &Pod, targets: &[Kill], grace: Duration) -> Result<(), Failure> {
         let stops = targets.iter().map(|t| async move {
             let message = t.message.clone().unwrap_or_else(|| format!("Stopping container {}", t.name));
@@ -184,6 +186,8 @@ impl Steps {
         attempt: u32,
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
+        // Whatever comes of this, what was known of an earlier sandbox is void.
+        self.made = None;
         tokio::select! {
             prepared = self.prepare(pod) => prepared?,
             () = stop => return Err(Failure::interrupted()),
@@ -259,15 +263,20 @@ impl Steps {
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let Some(c) = self.container(pod, list, index) else { return Ok(()) };
+        tokio::pin!(stop);
         tokio::select! {
             ready = self.ready_to_start(pod, seen) => ready?,
-            () = stop => return Err(Failure::interrupted()),
+            () = &mut stop => return Err(Failure::interrupted()),
         }
         let Some((made, mounted)) = self.made.as_ref().zip(self.mounted.as_ref()) else {
             return Err(Failure::default());
         };
         let path = container_path(list, &c.name);
-        let image = self.image(pod, c, &path, made).await?;
+        let image = tokio::select! {
+            biased;
+            () = &mut stop => return Err(Failure::interrupted()),
+            image = self.image(pod, c, &path, made) => image?,
+        };
         let config = self.container_config(pod, list, c, restart_count, &image, made, mounted).await;
         let config = config.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
         let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
@@ -305,7 +314,7 @@ impl Steps {
     ) -> Result<(), Failure> {
         if let Err(error) = self.rooms.runtime.start_container(id).await {
             let mut failure = self.failed(path, "RunContainerError", &error.message);
-            failure.restart_decides = true;
+            failure.not_started = Some(id.to_owned());
             return Err(failure);
         }
         self.event(Kind::Normal, Some(path.to_owned()), "Started", "Container started".to_owned());

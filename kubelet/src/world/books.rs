@@ -47,7 +47,12 @@ impl Promised {
         })
     }
 
-    /// Books what `pod` asks for.
+    /// Something is promised to that pod.
+    pub fn holds(&self, uid: &PodUid) -> bool {
+        self.pods.contains_key(uid)
+    }
+
+    /// Books what `pod` asks for, instead of what was booked for it before.
     pub fn promise(&mut self, uid: PodUid, pod: &Pod) {
         let requests = NAMES.map(|name| admit::requested(pod, name));
         let burstable = translate::qos_class(pod) == Qos::Burstable;

@@ -1,6 +1,6 @@
 //! The task that keeps the world: one loop, one writer.
 //!
-//! Every arm of the select is cancel-safe: two channels, a oneshot and a `JoinSet`.
+//! Every arm of the select is cancel-safe: four channels and a `JoinSet`.
 
 use super::Directory;
 use super::admit::{self, Node, Rejection};
@@ -19,6 +19,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 
 type Name = (Arc<str>, Arc<str>);
+
+/// How long a pod whose actor panicked rests: the next one may run into the same bug.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What the task is given at the start.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct World {
     queued: HashMap<Name, SourcePod>,
     actors: JoinSet<PodRef>,
     ids: HashMap<Id, PodUid>,
+    /// Actors tell of pods of which nothing runs any more: they hold nothing of the node.
+    ended: (mpsc::UnboundedSender<PodUid>, mpsc::UnboundedReceiver<PodUid>),
     picture: Option<Picture>,
     swept: bool,
 }
@@ -65,6 +70,7 @@ impl World {
             queued: HashMap::new(),
             actors: JoinSet::new(),
             ids: HashMap::new(),
+            ended: mpsc::unbounded_channel(),
             picture: None,
             swept: false,
         }
@@ -88,6 +94,7 @@ impl World {
                     None => return,
                 },
                 Some(stray) = strays.recv() => self.stray(stray),
+                Some(uid) = self.ended.1.recv() => self.release(&uid),
                 Some(ended) = self.actors.join_next_with_id() => match ended {
                     Ok((id, pod)) => { self.ids.remove(&id); self.gone(&pod) }
                     Err(error) => self.panicked(error.id(), &error),
@@ -110,10 +117,12 @@ impl World {
     fn put(&mut self, new: SourcePod) {
         let pod = PodRef::of(&new.pod);
         if let Some(entry) = self.pods.get(&pod.uid) {
-            return self.update(&entry.desired, new);
+            let removed = entry.desired.borrow().stop.as_ref().is_some_and(|s| s.remove);
+            if !removed {
+                return self.update(&pod.uid, new);
+            }
         }
-        let name: Name = (pod.namespace.clone(), pod.name.clone());
-        if self.pods.values().any(|e| e.pod.namespace == name.0 && e.pod.name == name.1) {
+        if let Some(name) = self.must_wait(&pod) {
             tracing::info!(%pod, "waits for the older pod of that name to end");
             self.queued.insert(name, new);
             return;
@@ -121,31 +130,52 @@ impl World {
         self.take_on(pod, new);
     }
 
+    /// Under whose name `new` must wait: that of an older pod with its name or (a manifest that came back while its
+    /// pod was being removed) its UID.
+    fn must_wait(&self, new: &PodRef) -> Option<Name> {
+        let name_of = |pod: &PodRef| (pod.namespace.clone(), pod.name.clone());
+        let same = |pod: &PodRef| pod.namespace == new.namespace && pod.name == new.name;
+        if let Some(older) = self.pods.get(&new.uid) {
+            return Some(name_of(&older.pod));
+        }
+        if self.pods.values().any(|e| same(&e.pod)) {
+            return Some(name_of(new));
+        }
+        // One that was replaced while no agent ran still runs: the sweep will end it.
+        let mut found = self.picture.iter().flat_map(|p| p.pods.values());
+        let runs = !self.swept && found.any(|(pod, seen)| same(pod) && pod.uid != new.uid && seen.is_live());
+        runs.then(|| name_of(new))
+    }
+
     /// A known pod's object changed: its spec, or it is to be deleted.
-    fn update(&self, desired: &watch::Sender<Desired>, new: SourcePod) {
-        self.directory.put(PodRef::of(&new.pod).uid, new.pod.clone());
-        desired.send_modify(|d| {
+    fn update(&mut self, uid: &PodUid, new: SourcePod) {
+        let Some(entry) = self.pods.get(uid) else { return };
+        self.directory.put(uid.clone(), new.pod.clone());
+        entry.desired.send_modify(|d| {
             if let Some(stop) = deletion(&new.pod) {
                 merge_stop(&mut d.stop, stop);
             }
             d.pod = new.pod.clone();
         });
+        if self.promised.holds(uid) {
+            self.promised.promise(uid.clone(), &new.pod);
+            self.update_qos();
+        }
     }
 
     fn take_on(&mut self, pod: PodRef, new: SourcePod) {
-        let runs = self
-            .picture
-            .as_ref()
-            .and_then(|p| p.pods.get(&pod.uid))
-            .is_some_and(|(_, seen)| !seen.is_empty());
+        let found = self.picture.as_ref().and_then(|p| p.pods.get(&pod.uid)).map(|(_, seen)| seen.clone());
+        let runs = found.as_ref().is_some_and(|seen| !seen.is_empty());
         let verdict = if runs { Ok(()) } else { admit::admit(&new.pod, &self.promised, &self.node) };
-        let mut stop = deletion(&new.pod);
+        let mut desired = Desired { stop: deletion(&new.pod), pod: new.pod, origin: new.origin };
         match verdict {
-            Ok(()) => self.promised.promise(pod.uid.clone(), &new.pod),
-            Err(rejection) => stop = Some(self.reject(&pod, rejection)),
+            // What ended before this agent began holds nothing, as what ends while it runs.
+            Ok(()) if found.is_some_and(|seen| pod::plan::has_ended(&desired, &seen)) => {}
+            Ok(()) => self.promised.promise(pod.uid.clone(), &desired.pod),
+            Err(rejection) => desired.stop = Some(self.reject(&pod, rejection)),
         }
-        self.directory.put(pod.uid.clone(), new.pod.clone());
-        self.spawn(pod, Desired { pod: new.pod, origin: new.origin, stop }, new.arrived);
+        self.directory.put(pod.uid.clone(), desired.pod.clone());
+        self.spawn(pod, desired, new.arrived, Duration::ZERO);
         self.update_qos();
     }
 
@@ -161,9 +191,15 @@ impl World {
         Stop { why: StopReason::Rejected { reason, message }, grace: MINIMUM_GRACE, remove: false }
     }
 
-    fn spawn(&mut self, pod: PodRef, desired: Desired, arrived: Instant) {
+    fn spawn(&mut self, pod: PodRef, desired: Desired, arrived: Instant, pause: Duration) {
         let (tx, rx) = watch::channel(desired);
-        let task = self.actors.spawn(pod::spawn(self.rooms.clone(), rx, arrived));
+        let (rooms, ended) = (self.rooms.clone(), self.ended.0.clone());
+        let task = self.actors.spawn(async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            pod::spawn(rooms, rx, arrived, ended).await
+        });
         self.ids.insert(task.id(), pod.uid.clone());
         self.pods.insert(pod.uid.clone(), Entry { pod, desired: tx });
     }
@@ -182,16 +218,24 @@ impl World {
 
     /// Nothing of `pod` is left: give back what it held, and let the next one of its name begin.
     fn gone(&mut self, pod: &PodRef) {
+        // What it told last must not be taken for something that a successor with its UID told.
+        while let Ok(uid) = self.ended.1.try_recv() {
+            self.release(&uid);
+        }
         self.pods.remove(&pod.uid);
-        self.promised.release(&pod.uid);
         self.directory.remove(&pod.uid);
         if let Some(picture) = &mut self.picture {
             picture.pods.remove(&pod.uid);
         }
-        self.update_qos();
+        self.release(&pod.uid);
         if let Some(next) = self.queued.remove(&(pod.namespace.clone(), pod.name.clone())) {
             self.put(next);
         }
+    }
+
+    fn release(&mut self, uid: &PodUid) {
+        self.promised.release(uid);
+        self.update_qos();
     }
 
     /// A bug in one actor must not cost its pod: it begins anew from what is.
@@ -200,7 +244,7 @@ impl World {
         tracing::error!(%uid, %error, "a pod's actor panicked; starting it again");
         if let Some(Entry { pod, desired }) = self.pods.remove(&uid) {
             let last = desired.borrow().clone();
-            self.spawn(pod, last, Instant::now());
+            self.spawn(pod, last, Instant::now(), AFTER_PANIC);
         }
     }
 
@@ -226,7 +270,7 @@ impl World {
         }
         for (pod, desired) in orders {
             tracing::info!(%pod, "no source has this pod: removing it");
-            self.spawn(pod, desired, Instant::now());
+            self.spawn(pod, desired, Instant::now(), Duration::ZERO);
         }
     }
 
@@ -240,7 +284,7 @@ impl World {
         if self.swept {
             tracing::info!(%pod, "no source has this pod: removing it");
             let desired = orphans::order(&pod, MINIMUM_GRACE);
-            self.spawn(pod, desired, Instant::now());
+            self.spawn(pod, desired, Instant::now(), Duration::ZERO);
         } else if let Some(picture) = &mut self.picture {
             // A source may still tell of it; if none does, it is swept with the rest.
             picture.pods.entry(pod.uid.clone()).or_insert_with(|| (pod, Arc::default()));

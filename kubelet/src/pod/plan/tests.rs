@@ -244,7 +244,7 @@ fn a_created_instance_is_resumed_once_and_replaced_when_that_fails() {
     let d = desired(pod("Always", &[], &["a"]));
     let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Created, 0)]);
     check(&d, &seen, &Memory::default(), Phase::Running, &["resume a-0"]);
-    let memory = Memory { failed_starts: HashSet::from(["a-0".into()]), ..Memory::default() };
+    let memory = Memory { failed_starts: HashMap::from([("a-0".into(), NOW)]), ..Memory::default() };
     check(&d, &seen, &memory, Phase::Running, &["start a 1"]);
 }
 
