@@ -137,7 +137,10 @@ fn lane(name: &str, mut command: Command, read: impl Fn(&str, bool) -> Tally) ->
     eprintln!("{name:<28} {tally} ({:.0} s)", since.elapsed().as_secs_f32());
     if !tally.failed.is_empty() {
         eprintln!("---- {name}: `{line}`, the end of {}", path.display());
-        for line in cmd::last_lines(&output, 60) {
+        let shown = tally::failures(&output);
+        // Nothing failed by name: a compile error or a crash, which is at the end.
+        let shown = if shown.is_empty() { cmd::last_lines(&output, 40) } else { shown };
+        for line in shown {
             eprintln!("    {line}");
         }
     }

@@ -96,6 +96,21 @@ fn settle(tally: &mut Tally, passed: &mut Vec<String>, skipped: &mut BTreeMap<St
     tally.passed += std::mem::take(passed).len();
 }
 
+/// What the failed tests printed: the sections between `failures:` and the list of names after them.
+pub(super) fn failures(output: &str) -> Vec<&str> {
+    let mut inside = false;
+    let mut shown = Vec::new();
+    for line in output.lines() {
+        match line.trim_end() {
+            "failures:" => inside = true,
+            end if end.starts_with("test result:") => inside = false,
+            text if inside && !text.is_empty() => shown.push(text),
+            _ => {}
+        }
+    }
+    shown
+}
+
 /// `test NAME ... RESULT`
 fn result_of(line: &str) -> Option<(&str, &str)> {
     let (name, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
@@ -149,6 +164,12 @@ mod tests {
         let skipped = [("four", "ignored, too slow"), ("a::two", "no root: really")];
         assert_eq!(tally.skipped, skipped.map(|(n, r)| (n.to_owned(), r.to_owned())));
         assert_eq!(tally.to_string(), "2 passed, 1 failed, 2 skipped");
+    }
+
+    #[test]
+    fn what_failed_tests_printed_is_shown_and_nothing_else() {
+        assert_eq!(failures(OUTPUT), ["---- three stdout ----", "panicked"]);
+        assert!(failures("error: could not compile\n").is_empty());
     }
 
     #[test]
