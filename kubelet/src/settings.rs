@@ -115,6 +115,7 @@ impl Settings {
                 ephemeral_storage: allocatable.ephemeral_bytes,
                 pods: max_pods(config.max_pods, config.pods_per_core, capacity.cpu_milli),
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+                apparmor: apparmor(),
                 labels: NodeLabels::own(&facts.node_name, &facts.hostname),
             },
             cgroup: CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos),
@@ -201,7 +202,10 @@ fn node_cgroup(loaded: &Loaded, capacity: &Capacity, allocatable: &Allocatable) 
     NodeValues {
         cpu_shares: Some(translate::cpu_shares(allocatable.cpu_milli).unsigned_abs()),
         memory_limit: enforced.then_some(memory),
-        pids_limit: None,
+        pids_limit: capacity
+            .pids
+            .filter(|_| enforced)
+            .map(|all| all - reserved(loaded, "pid", |n| n.value())),
         hugetlb: Vec::new(),
     }
 }
@@ -216,6 +220,11 @@ fn resolv_conf(path: &str) -> Result<Option<ResolvConf>, SettingsError> {
     let parsed =
         ResolvConf::parse(&text).map_err(|source| SettingsError::ResolvConfSyntax { path, source })?;
     Ok(Some(parsed))
+}
+
+fn apparmor() -> bool {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with('Y'))
 }
 
 fn swap_accounting() -> bool {

@@ -20,4 +20,5 @@ pub use path::{
     find_pod_log_dirs, link_path, pod_log_dir, relative_log_path, remove_dangling_links, remove_links,
     remove_pod_logs,
 };
+pub use tail::last_output;
 pub use watch::Watcher;

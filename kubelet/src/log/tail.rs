@@ -2,9 +2,11 @@
 //!
 //! Lines are the file's own: a line that the runtime split counts as often as it was split, as with upstream.
 
+use super::decode::{Decoder, Filter};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const BLOCK: usize = 16 * 1024;
 
@@ -37,10 +39,38 @@ pub fn tail_offset(file: &File, lines: u64) -> io::Result<u64> {
     Ok(0)
 }
 
+/// Longer than any number of lines that somebody asks the end of: a runtime splits lines at 16 KiB.
+const MOST: u64 = 4 << 20;
+
+/// What a container printed last: of its last `lines` lines the last `bytes`. Blocks on the disk.
+pub fn last_output(log: &Path, lines: u64, bytes: usize) -> io::Result<String> {
+    let file = File::open(log)?;
+    let size = file.metadata()?.len();
+    let start = tail_offset(&file, lines)?.max(size.saturating_sub(MOST));
+    let mut records = vec![0; usize::try_from(size.saturating_sub(start)).unwrap_or(0)];
+    file.read_exact_at(&mut records, start)?;
+    let mut text = Vec::new();
+    Decoder::new(Filter::default()).push(&records, &mut text);
+    let from = text.len().saturating_sub(bytes);
+    Ok(String::from_utf8_lossy(&text[from..]).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn the_last_output_is_bounded_in_lines_and_bytes() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        for i in 0..100 {
+            writeln!(file, "2026-01-02T03:04:05.6Z stdout F line {i:02}").unwrap();
+        }
+        assert_eq!(last_output(file.path(), 2, 99).unwrap(), "line 98\nline 99\n");
+        assert_eq!(last_output(file.path(), 80, 10).unwrap(), "8\nline 99\n");
+        assert_eq!(last_output(file.path(), 200, 9999).unwrap().len(), 800);
+        assert!(last_output(Path::new("/nonexistent/log"), 1, 1).is_err());
+    }
 
     fn tail(content: &[u8], lines: u64) -> Vec<u8> {
         let mut file = tempfile::tempfile().unwrap();

@@ -11,6 +11,8 @@ pub struct Capacity {
     pub memory: i64,
     /// Bytes of the file system that holds the root directory.
     pub ephemeral_storage: i64,
+    /// Tasks the kernel allows at once; `None` where it does not say.
+    pub pids: Option<i64>,
     /// Huge pages by size.
     pub huge_pages: Vec<HugePages>,
 }
@@ -53,6 +55,7 @@ impl Capacity {
             cpu_milli: i64::try_from(cpus).unwrap_or(1) * 1000,
             memory: memory(&proc.join("meminfo"))?,
             ephemeral_storage: storage(root_dir)?,
+            pids: pids(&proc.join("sys/kernel")),
             huge_pages: huge_pages(&sys.join("kernel/mm/hugepages")),
         })
     }
@@ -73,6 +76,12 @@ fn storage(dir: &Path) -> Result<i64, CapacityError> {
     let fs =
         rustix::fs::statvfs(dir).map_err(|e| CapacityError::Io { path: dir.to_owned(), source: e.into() })?;
     Ok(i64::try_from(fs.f_blocks.saturating_mul(fs.f_frsize)).unwrap_or(i64::MAX))
+}
+
+/// The smaller of the two limits that hold for the whole machine.
+fn pids(kernel: &Path) -> Option<i64> {
+    let limit = |file: &str| std::fs::read_to_string(kernel.join(file)).ok()?.trim().parse::<i64>().ok();
+    ["pid_max", "threads-max"].into_iter().filter_map(limit).min()
 }
 
 /// Sizes the kernel knows, smallest first; a kernel without huge pages has none.
@@ -102,7 +111,12 @@ mod tests {
         let pages = dir.path().join("kernel/mm/hugepages/hugepages-2048kB");
         std::fs::create_dir_all(&pages).unwrap();
         std::fs::write(pages.join("nr_hugepages"), "3\n").unwrap();
+        let kernel = dir.path().join("sys/kernel");
+        std::fs::create_dir_all(&kernel).unwrap();
+        std::fs::write(kernel.join("pid_max"), "32768\n").unwrap();
+        std::fs::write(kernel.join("threads-max"), "190000\n").unwrap();
         let capacity = Capacity::read(dir.path(), dir.path(), dir.path()).unwrap();
+        assert_eq!(capacity.pids, Some(32_768));
         assert_eq!(capacity.memory, 24_579_948 * 1024);
         assert_eq!(capacity.huge_pages, [HugePages { size: 2 << 20, count: 3 }]);
         assert!(capacity.cpu_milli >= 1000 && capacity.ephemeral_storage > 0);

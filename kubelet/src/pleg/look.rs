@@ -5,14 +5,18 @@ use crate::api::{PodRef, PodUid};
 use cri::v1;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// How many statuses one look asks for at once.
 const STATUSES_AT_ONCE: usize = 8;
 /// Upstream's bound for termination messages read from a file.
 const TERMINATION_MESSAGE_LIMIT: u64 = 4096;
+/// Upstream's bounds for those taken from the log.
+const FALLBACK_LINES: u64 = 80;
+const FALLBACK_BYTES: usize = 2048;
 
 /// What the lists say of one pod.
 #[derive(Debug, Default)]
@@ -152,11 +156,12 @@ fn known_container<'a>(before: &'a Observed, c: &v1::Container) -> Option<&'a In
 
 async fn instance(sandbox_id: &str, status: &v1::ContainerStatus) -> Instance {
     let mut seen = Instance::from_status(sandbox_id, status);
-    if seen.state == State::Exited
-        && let Some(path) = termination_message_file(status)
-    {
-        let text = tokio::task::spawn_blocking(move || read_bounded(&path)).await.unwrap_or_default();
-        seen.message.push_str(&text);
+    if seen.state == State::Exited {
+        let (file, log) = (termination_message_file(status), fallback(status));
+        if file.is_some() || log.is_some() {
+            let text = tokio::task::spawn_blocking(move || termination_message(file, log)).await;
+            seen.message.push_str(&text.unwrap_or_default());
+        }
     }
     seen
 }
@@ -167,22 +172,44 @@ fn termination_message_file(status: &v1::ContainerStatus) -> Option<String> {
     status.mounts.iter().find(|m| m.container_path == *path).map(|m| m.host_path.clone())
 }
 
-/// The file's first bytes; empty when it cannot be read: a missing message is no reason to lose an exit code.
-fn read_bounded(path: &str) -> String {
-    let open = std::fs::OpenOptions::new()
+/// The log whose end stands for a message that a failed container did not write, if it asks for that.
+fn fallback(status: &v1::ContainerStatus) -> Option<String> {
+    let policy = status.annotations.get(labels::TERMINATION_MESSAGE_POLICY)?;
+    let wanted = policy == "FallbackToLogsOnError" && status.exit_code != 0 && !status.log_path.is_empty();
+    wanted.then(|| status.log_path.clone())
+}
+
+/// Blocks on the disk. What cannot be read is empty: a missing message is no reason to lose an exit code.
+fn termination_message(file: Option<String>, log: Option<String>) -> String {
+    let tell = |path: &str, error: std::io::Error| {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            tracing::warn!(path, %error, "cannot read the termination message");
+        }
+        String::new()
+    };
+    let text = file.map(|path| read_end(&path).unwrap_or_else(|e| tell(&path, e))).unwrap_or_default();
+    match log {
+        Some(path) if text.is_empty() => {
+            let end = crate::log::last_output(Path::new(&path), FALLBACK_LINES, FALLBACK_BYTES);
+            end.unwrap_or_else(|e| tell(&path, e))
+        }
+        _ => text,
+    }
+}
+
+/// The file's last bytes.
+fn read_end(path: &str) -> std::io::Result<String> {
+    let mut file = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed())
-        .open(path);
-    let mut bytes = Vec::new();
-    match open.map(|f| f.take(TERMINATION_MESSAGE_LIMIT).read_to_end(&mut bytes)) {
-        Ok(Ok(_)) => String::from_utf8_lossy(&bytes).into_owned(),
-        Ok(Err(error)) | Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(path, %error, "cannot read the termination message");
-            }
-            String::new()
-        }
+        .open(path)?;
+    let start = file.metadata()?.len().saturating_sub(TERMINATION_MESSAGE_LIMIT);
+    if start > 0 {
+        file.seek(std::io::SeekFrom::Start(start))?;
     }
+    let mut bytes = Vec::new();
+    file.take(TERMINATION_MESSAGE_LIMIT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Shares one failure among everybody who waited for the look.

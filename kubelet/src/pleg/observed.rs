@@ -23,6 +23,8 @@ pub mod labels {
     pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
     /// Path of the termination message inside the container.
     pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+    /// Where else to look for one.
+    pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
     /// The pod's `terminationGracePeriodSeconds`.
     pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 }

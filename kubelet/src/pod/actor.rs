@@ -347,9 +347,18 @@ impl Actor {
         }
     }
 
+    /// The pod ended, that was told, and now all of it is being removed: what is missing by then is not news.
+    fn told_the_end(&self, desired: &Desired) -> bool {
+        let removing = desired.stop.as_ref().is_some_and(|s| s.remove) && self.phase >= Phase::Terminated;
+        removing && self.rooms.statuses.get(&self.pod.uid).is_some_and(|s| status::is_final(&s))
+    }
+
     fn publish(&mut self, desired: &Desired, outcome: Option<plan::Outcome>) {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
             // Nobody asks for the status of a pod that no source has.
+            return;
+        }
+        if self.told_the_end(desired) {
             return;
         }
         let host_network = api::spec(&desired.pod).host_network.unwrap_or(false);

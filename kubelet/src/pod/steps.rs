@@ -5,7 +5,7 @@
 
 use super::plan::{Kill, Waiting};
 use super::rooms::Rooms;
-use super::translate::{self, ContainerInput};
+use super::translate::{self, ContainerInput, EnvSources, SourceError};
 use crate::api::{self, Container, Pod, PodRef, PodUid, Qos};
 use crate::event::{ContainerList, Event, Kind, container_path};
 use crate::image::EnsureImage;
@@ -14,6 +14,7 @@ use crate::pleg::observed::Observed;
 use crate::volume::Mounted;
 use cri::v1;
 use futures::future::join_all;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -400,7 +401,7 @@ impl Steps {
             termination_log_host_path: Some(&log),
             etc_hosts_host_path: hosts.as_deref(),
             service_env: &[],
-            env_sources: &translate::NoSources,
+            env_sources: &EnvFiles(mounted),
             target_id: None,
             facts: &rooms.facts,
         };
@@ -471,6 +472,29 @@ impl Steps {
                 tracing::error!(pod = %self.pod, %error, "removing the pod's logs panicked");
                 Err(Failure::default())
             }
+        }
+    }
+}
+
+/// What variables are read from on a node without an API server: files of the pod's own volumes.
+struct EnvFiles<'a>(&'a Mounted);
+
+/// Upstream's bound for such a file.
+const ENV_FILE_LIMIT: u64 = 64 << 10;
+
+impl EnvSources for EnvFiles<'_> {
+    fn config_map(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
+        translate::NoSources.config_map(namespace, name)
+    }
+    fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
+        translate::NoSources.secret(namespace, name)
+    }
+    fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+        match self.0.read(volume, path, ENV_FILE_LIMIT) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                translate::NoSources.file(pod, volume, path)
+            }
+            other => other.map_err(|e| SourceError::Other(format!("file {volume}/{path}: {e}"))),
         }
     }
 }

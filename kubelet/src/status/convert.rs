@@ -99,6 +99,23 @@ fn containers(input: &Input<'_>, status: &mut PodStatus) {
     status.container_statuses = list(ContainerList::Regular, &spec.containers);
     status.init_container_statuses =
         list(ContainerList::Init, spec.init_containers.as_deref().unwrap_or_default());
+    bound_messages(status);
+}
+
+/// Termination messages of a whole pod take no more than this, shared out evenly: upstream's bound.
+const MESSAGES: usize = 12 << 10;
+
+fn bound_messages(status: &mut PodStatus) {
+    let lists = || [&status.container_statuses, &status.init_container_statuses];
+    let each = MESSAGES / lists().into_iter().flatten().map(Vec::len).sum::<usize>().max(1);
+    let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
+    for s in lists.into_iter().flatten().flatten() {
+        let states = [&mut s.state, &mut s.last_state].into_iter().flatten();
+        for message in states.filter_map(|s| s.terminated.as_mut()?.message.as_mut()) {
+            let end = (0..=each.min(message.len())).rev().find(|at| message.is_char_boundary(*at));
+            message.truncate(end.unwrap_or(0));
+        }
+    }
 }
 
 /// The phase as the containers alone have it.

@@ -15,6 +15,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 
+/// The pod has ended: nothing of it will run again.
+pub fn is_final(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some(conditions::SUCCEEDED | conditions::FAILED))
+}
+
 /// One change of one pod's status.
 #[derive(Clone, Debug)]
 pub struct Change {
@@ -80,3 +85,6 @@ impl Statuses {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

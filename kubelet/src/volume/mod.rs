@@ -62,6 +62,15 @@ impl Mounted {
     pub fn path(&self, volume: &str) -> Option<&Path> {
         self.by_name.get(volume).map(PathBuf::as_path)
     }
+
+    /// Reads a regular file of a volume, however links in it lead, as long as they stay inside. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It is not there or not readable, is no file, or has more than `limit` bytes.
+    pub fn read(&self, volume: &str, path: &str, limit: u64) -> std::io::Result<Vec<u8>> {
+        let place = self.path(volume).ok_or(std::io::ErrorKind::NotFound)?;
+        subpath::read(place, path, limit)
+    }
 }
 
 impl Volumes {

@@ -10,6 +10,8 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 /// Attempts at a path that is being renamed under our feet, which the kernel answers with EAGAIN.
@@ -38,6 +40,25 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> Result<(), Failure>
         other => other.map_err(IoError::at("open", &place)).map_err(Failure::Prepare)?,
     };
     attach(&source, target).map_err(Failure::Prepare)
+}
+
+/// The bytes of the regular file `path` beneath `volume`, at most `limit`.
+pub fn read(volume: &Path, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    // What it leads to may be a FIFO that a container made.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(rustix::fs::openat2(&root, path, flags, Mode::empty(), how)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// A handle on `sub_path`, which lies beneath `root`.

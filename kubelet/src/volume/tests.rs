@@ -491,3 +491,23 @@ async fn bench_set_up_and_tear_down() {
     down.sort();
     eprintln!("directories and one emptyDir {:?}, teardown {:?}", up[100], down[100]);
 }
+
+#[test]
+fn a_volumes_file_is_read_only_where_it_is_a_file_inside_and_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = dir.path().join("v");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(dir.path().join("secret"), "s").unwrap();
+    std::fs::write(volume.join("f"), "text").unwrap();
+    std::os::unix::fs::symlink("f", volume.join("inside")).unwrap();
+    std::os::unix::fs::symlink("../secret", volume.join("outside")).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", volume.join("absolute")).unwrap();
+    let read = |path: &str, limit| subpath::read(&volume, path, limit);
+    assert_eq!(read("f", 4).unwrap(), b"text");
+    assert_eq!(read("inside", 4).unwrap(), b"text");
+    assert!(read("f", 3).unwrap_err().to_string().contains("larger than 3 bytes"));
+    assert_eq!(read("none", 4).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    for path in [".", "outside", "absolute", "../secret"] {
+        assert!(read(path, 9).is_err(), "{path}");
+    }
+}

@@ -20,6 +20,8 @@ pub struct Node {
     pub pods: i64,
     /// Sysctls that may be set although they are not safe (`allowedUnsafeSysctls`); a trailing `*` matches a prefix.
     pub unsafe_sysctls: Vec<String>,
+    /// The kernel enforces AppArmor profiles.
+    pub apparmor: bool,
     /// Its name and labels, for node selectors.
     pub labels: NodeLabels,
 }
@@ -52,6 +54,7 @@ impl Rejection {
 pub fn admit(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
     supported(pod)?;
     os(pod)?;
+    apparmor(pod, node)?;
     sysctls(pod, node)?;
     resources(pod, promised, node)?;
     if !affinity::matches(pod, &node.labels) {
@@ -71,6 +74,23 @@ fn os(pod: &Pod) -> Result<(), Rejection> {
             "Failed to admit pod as the OS field doesn't match node OS",
         )),
     }
+}
+
+/// A profile that nobody would enforce is no protection.
+fn apparmor(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+    let spec = api::spec(pod);
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let of_containers =
+        containers.filter_map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
+    let wanted = of_pod.into_iter().chain(of_containers).any(|p| p.type_ != "Unconfined");
+    if wanted && !node.apparmor {
+        return Err(Rejection::new(
+            "AppArmor",
+            "Cannot enforce AppArmor: AppArmor is not enabled on the host",
+        ));
+    }
+    Ok(())
 }
 
 fn resources(pod: &Pod, promised: &Promised, node: &Node) -> Result<(), Rejection> {
@@ -222,13 +242,6 @@ fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
     }
     if c.restart_policy.is_some() || c.restart_policy_rules.is_some() {
         return Some(("restartPolicy", "sidecars and container restart policies are"));
-    }
-    let env = c.env.iter().flatten().filter_map(|e| e.value_from.as_ref());
-    if env.into_iter().any(|from| from.file_key_ref.is_some()) {
-        return Some(("env", "variables from files are"));
-    }
-    if c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") {
-        return Some(("terminationMessagePolicy", "the fallback to logs is"));
     }
     None
 }

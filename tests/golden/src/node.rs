@@ -105,6 +105,7 @@ impl Node {
                 ephemeral_storage: ALLOCATABLE.ephemeral_bytes,
                 pods: 110,
                 unsafe_sysctls: Vec::new(),
+                apparmor: false,
                 labels: NodeLabels::own(NODE, NODE),
             },
             cgroup,

@@ -7,6 +7,7 @@
 //! what happens is the same in every run.
 
 use crate::case::{Case, PodRecord};
+use crate::deeds;
 use crate::node::{CgroupValues, Node};
 use crate::script::{Instance, Script};
 use anyhow::{Context as _, Result, bail};
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 
 /// How long runtime calls take here, about as long as on the recorded node: what containers do meanwhile shows.
 const CALLS_TAKE: [(&str, u64); 3] =
-    [("RunPodSandbox", 100), ("CreateContainer", 20), ("StartContainer", 50)];
+    [("RunPodSandbox", 100), ("CreateContainer", 30), ("StartContainer", 80)];
 /// The seconds by which an end precedes the moment it was first seen.
 const BEFORE_SEEN: f64 = 0.1;
 /// Seconds past the recording's end after which a pod that is still there is given up.
@@ -65,8 +66,9 @@ pub struct PodOutcome {
 pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
     let script = Script::of(case);
     let epoch = Timestamp::from_second(EPOCH)?;
-    let fake = FakeRuntime::builder().epoch(Duration::from_secs(EPOCH.unsigned_abs())).build();
-    prepare(&fake, &script);
+    let since_1970 = Duration::from_secs(EPOCH.unsigned_abs());
+    let fake = FakeRuntime::builder().epoch(since_1970).write_logs().build();
+    prepare(&fake, &script, &case.name);
     let client = fake.client();
     let capabilities = client.connected().await;
     let settings = node.settings(Clock::steady(epoch))?;
@@ -93,7 +95,7 @@ pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
 }
 
 /// Images, failing calls, the time calls take, and what instances do when they are made and stopped.
-fn prepare(fake: &FakeRuntime, script: &Script) {
+fn prepare(fake: &FakeRuntime, script: &Script, case: &str) {
     for image in &script.images {
         let mut names = image.names.iter();
         let Some(first) = names.next() else { continue };
@@ -120,7 +122,9 @@ fn prepare(fake: &FakeRuntime, script: &Script) {
         by_name.entry(name).or_default().push(instance);
     }
     for (name, instances) in by_name {
-        fake.scripts(name, instances.into_iter().map(fake_script));
+        let printed = deeds::printed(case, name);
+        let scripts = instances.into_iter().map(fake_script);
+        fake.scripts(name, scripts.map(|s| printed.iter().fold(s, |s, line| s.prints(line))));
     }
 }
 
@@ -352,8 +356,9 @@ impl Director<'_> {
         self.ids.insert(c.id.clone(), format!("ctr-{}-{}", meta.name, meta.attempt));
         let Some(instance) = self.script.instances.get(&(meta.name.clone(), meta.attempt)) else { return };
         if c.state() == v1::ContainerState::ContainerRunning {
-            write_message(c, &instance.message);
-            crate::deeds::perform(&self.case.name, &meta.name, c);
+            let message = deeds::message(&self.case.name, &meta.name);
+            write_message(c, message.as_deref().unwrap_or(&instance.message));
+            deeds::perform(&self.case.name, &meta.name, c);
             if let Some(end) = &instance.end {
                 let at = end.at.map_or(0.0, |at| at - BEFORE_SEEN);
                 self.endings.push((at, c.id.clone(), end.code));
@@ -472,8 +477,12 @@ fn admitted(pod: &mut Pod, record: &PodRecord, now: Timestamp) {
     };
 }
 
-/// Writes a termination message where the container's process would.
+/// Writes a termination message where the container's process would. One that was taken from the log is not written.
 fn write_message(c: &v1::ContainerStatus, message: &str) {
+    let policy = c.annotations.get("io.kubernetes.container.terminationMessagePolicy");
+    if policy.is_some_and(|p| p == "FallbackToLogsOnError") {
+        return;
+    }
     let path = c.annotations.get("io.kubernetes.container.terminationMessagePath");
     let mount = c.mounts.iter().find(|m| Some(&m.container_path) == path);
     if let Some(mount) = mount.filter(|_| !message.is_empty())

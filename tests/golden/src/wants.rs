@@ -5,7 +5,7 @@ use crate::replay::Outcome;
 use serde_json::Value;
 
 /// Cases by name whose script needs something that the replay or the agent does not have.
-const BY_NAME: [(&str, &str); 13] = [
+const BY_NAME: [(&str, &str); 11] = [
     ("ephemeral-container", "ephemeral containers"),
     ("evict-container-ephemeral", "eviction"),
     ("evict-emptydir", "eviction"),
@@ -17,8 +17,6 @@ const BY_NAME: [(&str, &str); 13] = [
     ("static-pod", "mirror pods"),
     ("static-pod-api-reference", "mirror pods"),
     ("readiness-gates", "conditions that others set"),
-    ("sc-apparmor-localhost", "AppArmor"),
-    ("sc-apparmor-runtimedefault", "AppArmor"),
 ];
 
 /// What is missing to replay `case`, as its recording shows.

@@ -1,0 +1,158 @@
+//! Statuses of pods in the states that decide something; what the stock agent says in them is recorded.
+
+use super::*;
+use crate::api::Pod;
+use crate::pleg::observed::{Instance, Observed, Sandbox, State};
+use crate::pod::plan::{Phase, Waiting};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+
+const S: i64 = 1_000_000_000;
+
+/// A pod and all that its status depends on; fields are public to be changed by a test.
+struct Given {
+    pod: Pod,
+    observed: Observed,
+    phase: Phase,
+    released: bool,
+    waiting: BTreeMap<String, Waiting>,
+    removed: HashMap<String, Instance>,
+    node: NodeIdentity,
+}
+
+impl Given {
+    fn new(spec: Value) -> Self {
+        Self {
+            pod: serde_json::from_value(json!({"metadata": {"uid": "u", "name": "p"}, "spec": spec}))
+                .unwrap(),
+            observed: Observed::default(),
+            phase: Phase::Starting,
+            released: false,
+            waiting: BTreeMap::new(),
+            removed: HashMap::new(),
+            node: NodeIdentity {
+                ips: vec!["192.0.2.10".parse().unwrap()],
+                runtime_name: "containerd".to_owned(),
+                recursive_read_only: false,
+            },
+        }
+    }
+
+    fn sandbox(mut self) -> Self {
+        let ips = vec!["10.0.0.1".parse().unwrap()];
+        self.observed.sandboxes =
+            vec![Sandbox { id: "s".into(), attempt: 0, created_at: S, ready: true, ips }];
+        self
+    }
+
+    fn status(&self) -> Value {
+        let now = jiff::Timestamp::from_second(100).unwrap();
+        let input = Input {
+            pod: &self.pod,
+            observed: &self.observed,
+            phase: self.phase,
+            released: self.released,
+            outcome: None,
+            waiting: &self.waiting,
+            removed: &self.removed,
+            rejected: None,
+            sandbox_up: !self.observed.sandboxes.is_empty(),
+            previous: None,
+            start_time: now,
+            now,
+            node: &self.node,
+        };
+        serde_json::to_value(api_status(&input)).unwrap()
+    }
+}
+
+fn instance(name: &str, n: u32, state: State, code: i32) -> Instance {
+    let at = S * (10 + i64::from(n));
+    Instance {
+        id: format!("{name}-{n}"),
+        sandbox_id: "s".to_owned(),
+        name: name.to_owned(),
+        restart_count: n,
+        state,
+        created_at: at,
+        started_at: at,
+        finished_at: if state == State::Exited { at + S } else { 0 },
+        exit_code: code,
+        reason: if state == State::Exited { "Error".to_owned() } else { String::new() },
+        message: String::new(),
+        image: "i".to_owned(),
+        image_ref: "sha256:1".to_owned(),
+        hash: String::new(),
+        grace: None,
+        user: None,
+        log_path: String::new(),
+    }
+}
+
+fn containers(names: &[&str]) -> Value {
+    json!({"containers": names.iter().map(|n| json!({"name": n, "image": "i"})).collect::<Vec<_>>()})
+}
+
+#[test]
+fn containers_are_sorted_by_name_and_named_in_messages_as_the_spec_has_them() {
+    let status = Given::new(containers(&["b", "c", "a"])).status();
+    let names: Vec<_> = status["containerStatuses"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(status["conditions"][2]["message"], "containers with unready status: [b c a]");
+}
+
+#[test]
+fn a_pod_on_the_hosts_network_has_its_address_from_the_start() {
+    let mut spec = containers(&["c"]);
+    assert_eq!(Given::new(spec.clone()).status()["podIP"], Value::Null);
+    spec["hostNetwork"] = json!(true);
+    assert_eq!(Given::new(spec).status()["podIP"], "192.0.2.10");
+}
+
+#[test]
+fn the_end_of_an_instance_is_told_after_its_removal() {
+    let mut given = Given::new(containers(&["c"])).sandbox();
+    given.observed.containers = vec![instance("c", 2, State::Exited, 3)];
+    given.removed.insert("c".to_owned(), instance("c", 1, State::Exited, 7));
+    let last = |status: &Value| status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
+    assert_eq!(last(&given.status()), 7);
+    given.observed.containers.push(instance("c", 1, State::Exited, 9));
+    assert_eq!(last(&given.status()), 9, "one that is there is asked itself");
+}
+
+#[test]
+fn what_never_ran_is_given_up_only_once_the_cgroup_is_gone() {
+    let mut given = Given::new(containers(&["c"]));
+    given.phase = Phase::Terminated;
+    let before = given.status();
+    assert_eq!(before["phase"], "Pending");
+    assert_eq!(before["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
+    given.released = true;
+    let after = given.status();
+    assert_eq!(after["phase"], "Failed");
+    assert_eq!(after["containerStatuses"][0]["state"]["terminated"]["reason"], "ContainerStatusUnknown");
+}
+
+#[test]
+fn a_recursively_read_only_mount_if_possible_is_what_the_runtime_can_do() {
+    let mount = json!({"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "IfPossible"});
+    let mut given = Given::new(json!({"containers": [{"name": "c", "image": "i", "volumeMounts": [mount]}]}));
+    let told = |given: &Given| {
+        given.status()["containerStatuses"][0]["volumeMounts"][0]["recursiveReadOnly"].clone()
+    };
+    assert_eq!(told(&given), "Disabled");
+    given.node.recursive_read_only = true;
+    assert_eq!(told(&given), "Enabled");
+}
+
+#[test]
+fn termination_messages_of_a_pod_share_12_kib() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut given = Given::new(containers(&names)).sandbox();
+    let long = |name: &&str| Instance { message: "é".repeat(3000), ..instance(name, 0, State::Exited, 1) };
+    given.observed.containers = names.iter().map(long).collect();
+    let status = given.status();
+    for c in status["containerStatuses"].as_array().unwrap() {
+        assert_eq!(c["state"]["terminated"]["message"].as_str().unwrap().len(), 2048);
+    }
+}
