@@ -188,6 +188,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             ephemeral_storage: allocatable.ephemeral_bytes,
             pods: 110,
             unsafe_sysctls: Vec::new(),
+            apparmor: false,
             labels: NodeLabels::own("node", "node"),
         },
         cgroup: fake_cgroups(dir, false),
