@@ -29,6 +29,7 @@ pub mod server;
 pub mod settings;
 pub mod source;
 pub mod status;
+pub mod sys;
 pub mod view;
 pub mod volume;
 pub mod world;

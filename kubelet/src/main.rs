@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    kubelet::sys::one_heap();
     match config::load(std::env::args().skip(1)) {
         Ok(Command::Print(text)) => {
             // A closed pipe is the reader's choice.

@@ -124,7 +124,8 @@ impl Actor {
                 }
                 continue;
             }
-            if self.carry_out(&desired, &plan).await == Carried::Gone {
+            // Boxed: the calls in it take tens of kilobytes, which a pod at rest must not hold.
+            if Box::pin(self.carry_out(&desired, &plan)).await == Carried::Gone {
                 self.rooms.statuses.forget(&self.pod);
                 self.rooms.pleg.forget(&self.pod.uid).await;
                 tracing::info!(pod = %self.pod, "pod is gone");

@@ -60,7 +60,7 @@ pub struct Arguments {
     #[arg(long)]
     quick: bool,
     /// The agent's log level (`-v`), for looking into its log
-    #[arg(long, default_value_t = 2)]
+    #[arg(short = 'v', long, default_value_t = 2)]
     verbosity: u8,
     /// Keep the agent's log here
     #[arg(long)]
