@@ -11,6 +11,7 @@ use kubelet::api::{self, Pod, PodRef, PodUid, Qos};
 use kubelet::assemble::Settings;
 use kubelet::cgroup::Cgroups;
 use kubelet::event::ContainerList;
+use kubelet::pleg::observed::labels::POD_UID;
 use kubelet::pod::translate::{self, ContainerInput, ImageUser, NodeFacts};
 use kubelet::source;
 use kubelet::volume::{VolumeConfig, Volumes};
@@ -18,6 +19,9 @@ use kubelet::volume::{VolumeConfig, Volumes};
 use super::pod;
 use super::stamps::{ms, now};
 use crate::image::Image;
+
+/// What the floor's pods have instead of [`POD_UID`].
+const FLOOR_UID: &str = "stevedore.floor.pod.uid";
 
 /// The client and what it needs to prepare pods.
 #[derive(Debug, Clone)]
@@ -80,8 +84,14 @@ impl Floor {
         self.cgroups.create_pod(qos, &uid, &values)?;
         let dir = self.volumes.prepare_pod_dirs(&uid).map_err(|e| anyhow::anyhow!(e.message))?;
         let parent = self.cgroups.pod_parent(qos, &uid);
-        let sandbox = translate::sandbox_config(&pod, 0, &parent, &self.facts)?.config;
-        let container = self.container(&pod, &uid, &dir, values.memory_limit).await?;
+        let mut sandbox = translate::sandbox_config(&pod, 0, &parent, &self.facts)?.config;
+        let mut container = self.container(&pod, &uid, &dir, values.memory_limit).await?;
+        for labels in [&mut sandbox.labels, &mut container.labels] {
+            // By this label the agent would know the pod for one that no source has, and end it.
+            if let Some(uid) = labels.remove(POD_UID) {
+                labels.insert(FLOOR_UID.to_owned(), uid);
+            }
+        }
         let log = Path::new(&sandbox.log_directory).join(&container.log_path);
         std::fs::create_dir_all(log.parent().context("a log file lies in a folder")?)?;
         Ok(Prepared { uid, qos, sandbox, container })
