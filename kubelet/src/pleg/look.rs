@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::io::{Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 /// How many statuses one look asks for at once.
 const STATUSES_AT_ONCE: usize = 8;
@@ -210,9 +209,4 @@ fn read_end(path: &str) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     file.take(TERMINATION_MESSAGE_LIMIT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Shares one failure among everybody who waited for the look.
-pub fn shared(error: cri::Error) -> super::LookError {
-    super::LookError::Runtime(Arc::new(error))
 }

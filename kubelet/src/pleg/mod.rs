@@ -40,21 +40,15 @@ impl Default for Config {
     }
 }
 
-/// Why a look gave nothing.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum LookError {
-    /// The runtime did not answer, or answered with an error.
-    #[error(transparent)]
-    Runtime(Arc<cri::Error>),
-    /// pleg has ended: the agent is stopping.
-    #[error("the agent is stopping")]
-    Stopping,
-}
+/// pleg has ended: the agent is stopping.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the agent is stopping")]
+pub struct Stopping;
 
 #[derive(Debug)]
 enum Request {
     Subscribe { uid: PodUid, answer: oneshot::Sender<watch::Receiver<Arc<Observed>>> },
-    Look { uid: PodUid, answer: oneshot::Sender<Result<Arc<Observed>, LookError>> },
+    Look { uid: PodUid, answer: oneshot::Sender<Arc<Observed>> },
     Forget { uid: PodUid },
 }
 
@@ -113,11 +107,14 @@ impl Pleg {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// Looks at one pod now. What comes back was seen entirely after this call was made.
-    pub async fn look(&self, uid: &PodUid) -> Result<Arc<Observed>, LookError> {
+    /// Looks at one pod now, and again until it can be seen. What comes back was seen entirely after this call was made.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn look(&self, uid: &PodUid) -> Result<Arc<Observed>, Stopping> {
         let (answer, got) = oneshot::channel();
-        self.tx.send(Request::Look { uid: uid.clone(), answer }).await.map_err(|_| LookError::Stopping)?;
-        got.await.unwrap_or(Err(LookError::Stopping))
+        self.tx.send(Request::Look { uid: uid.clone(), answer }).await.map_err(|_| Stopping)?;
+        got.await.map_err(|_| Stopping)
     }
 
     /// Lets go of a pod of which nothing is left.

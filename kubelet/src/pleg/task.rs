@@ -5,7 +5,7 @@
 
 use super::look::{self, Listed};
 use super::observed::{Observed, Picture, labels};
-use super::{Config, Health, Index, LookError, Request};
+use super::{Config, Health, Index, Request};
 use crate::api::{PodRef, PodUid};
 use cri::v1;
 use futures::StreamExt;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-type Answer = oneshot::Sender<Result<Arc<Observed>, LookError>>;
+type Answer = oneshot::Sender<Arc<Observed>>;
 
 /// Waits after a look that failed: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -25,7 +25,7 @@ struct Slot {
     tx: watch::Sender<Arc<Observed>>,
     /// Whom the look in flight answers; `None` when none is in flight.
     flying: Option<Vec<Answer>>,
-    /// Whom the next look answers; `Some` means that there must be one.
+    /// Whom the next look answers; `Some` means that there must be one, at once or (after a failure) with the retry.
     next: Option<Vec<Answer>>,
     /// Looks in a row that failed; while there are any, what is published may be old.
     failures: u32,
@@ -143,13 +143,15 @@ impl Task {
     fn look(&mut self, uid: PodUid, answer: Option<Answer>) {
         self.slot(uid.clone());
         let Some(slot) = self.pods.get_mut(&uid) else { return };
-        let waiting = if slot.flying.is_some() { &mut slot.next } else { &mut slot.flying };
-        waiting.get_or_insert_default().extend(answer);
-        if slot.next.is_some() {
+        slot.next.get_or_insert_default().extend(answer);
+        if slot.flying.is_some() {
             return;
         }
+        slot.flying = slot.next.take();
         self.seq += 1;
-        let (seq, before, runtime) = (self.seq, slot.tx.borrow().clone(), self.runtime.clone());
+        // What only the lists told must not pass for what the statuses tell.
+        let before = Some(slot.tx.borrow().clone()).filter(|seen| !seen.is_rough()).unwrap_or_default();
+        let (seq, runtime) = (self.seq, self.runtime.clone());
         self.jobs.spawn(async move {
             let seen = async {
                 let listed = look::list_pod(&runtime, &uid).await?;
@@ -194,20 +196,20 @@ impl Task {
                 let seen = Arc::new(seen);
                 publish(&slot.tx, &seen);
                 for answer in answers {
-                    let _ = answer.send(Ok(seen.clone()));
+                    let _ = answer.send(seen.clone());
                 }
+                let again = slot.next.is_some();
                 self.settle_unwatched(&uid, pod);
+                if again {
+                    self.look(uid, None);
+                }
             }
             Err(error) => {
                 tracing::warn!(%uid, %error, "cannot look at the pod");
                 let wait = backoff(slot.failures);
                 slot.failures += 1;
-                let away = error.kind == cri::Kind::Unavailable;
-                let error = look::shared(error);
-                for answer in answers {
-                    let _ = answer.send(Err(error.clone()));
-                }
-                if away {
+                slot.next.get_or_insert_default().extend(answers);
+                if error.kind == cri::Kind::Unavailable {
                     // Nobody can be looked at: one full look for all, which looks again at what failed.
                     self.next_full = self.next_full.min(Instant::now() + wait);
                 } else {
@@ -217,12 +219,6 @@ impl Task {
                         Done::Retry(uid)
                     });
                 }
-            }
-        }
-        if let Some(next) = self.pods.get_mut(&uid).and_then(|s| s.next.take()) {
-            self.look(uid.clone(), None);
-            if let Some(flying) = self.pods.get_mut(&uid).and_then(|s| s.flying.as_mut()) {
-                flying.extend(next);
             }
         }
     }
@@ -313,7 +309,8 @@ impl Task {
             .pods
             .iter()
             .filter(|(uid, slot)| {
-                slot.failures > 0 || !listed.get(*uid).unwrap_or(&empty).matches(&slot.tx.borrow())
+                let seen = slot.tx.borrow();
+                slot.failures > 0 || seen.is_rough() || !listed.get(*uid).unwrap_or(&empty).matches(&seen)
             })
             .map(|(uid, _)| uid.clone())
             .chain(listed.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned())
@@ -399,13 +396,14 @@ async fn next_event(
     }
 }
 
-/// Publishes what is newer than what is there; an equal picture wakes nobody.
+/// Publishes what is newer than what is there; an equal picture wakes nobody, unless the one before was only rough.
 fn publish(tx: &watch::Sender<Arc<Observed>>, seen: &Arc<Observed>) {
     tx.send_if_modified(|last| {
         if seen.seq < last.seq {
             return false;
         }
-        let changed = seen.sandboxes != last.sandboxes || seen.containers != last.containers;
+        let changed =
+            last.is_rough() || seen.sandboxes != last.sandboxes || seen.containers != last.containers;
         *last = seen.clone();
         changed
     });

@@ -20,8 +20,6 @@ use tokio::sync::{mpsc, watch};
 
 /// Waits after a failed step: first and longest. Upstream's longest is the same.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// How long to wait for the runtime to be seen again after a look at it failed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the pod until nothing of it is left on the node. `arrived` is when its source learned of it; `ended` is told,
 /// once, when nothing of the pod runs or will run again.
@@ -131,7 +129,9 @@ impl Actor {
                 tracing::info!(pod = %self.pod, "pod is gone");
                 return;
             }
-            self.look().await;
+            if !self.look().await {
+                return;
+            }
         }
     }
 
@@ -290,22 +290,13 @@ impl Actor {
         self.memory.waiting.remove(name);
     }
 
-    /// Looks at the pod, so that the next plan knows what the steps did.
-    async fn look(&mut self) {
-        match self.rooms.pleg.look(&self.pod.uid).await {
-            Ok(seen) => {
-                self.seen = seen;
-                self.reconcile_memory();
-            }
-            Err(error) => {
-                tracing::warn!(pod = %self.pod, %error, "cannot see what became of the pod");
-                // Without a look the same steps would be planned again: wait for news, or a while.
-                tokio::select! {
-                    Ok(()) = self.observed.changed() => {}
-                    () = tokio::time::sleep(LOOK_AGAIN) => {}
-                }
-            }
-        }
+    /// Looks at the pod, however long that takes: what the steps did must be known before anything else is planned, or a
+    /// pod that was never seen would pass for one of which nothing is left. False when the agent is stopping.
+    async fn look(&mut self) -> bool {
+        let Ok(seen) = self.rooms.pleg.look(&self.pod.uid).await else { return false };
+        self.seen = seen;
+        self.reconcile_memory();
+        true
     }
 
     /// Lets go of what the look has overtaken: a sandbox that is seen needs no announcement, a container that runs (its

@@ -4,9 +4,6 @@
 //! outlives the agents started on it; [`Witness`] watches the runtime all along and fails the test when two instances of
 //! a container, or two sandboxes of a pod, run at once.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-#![allow(dead_code, reason = "each test crate uses its part")]
-
 use cri::fake::{Builder, Call, FakeRuntime};
 use cri::v1;
 use kubelet::api::{Origin, Pod, PodRef, PodStatus, PodUid};
@@ -131,22 +128,25 @@ impl Node {
         }
     }
 
-    /// Nothing of the pod `uid` is left in the runtime or on the disk.
-    pub fn assert_gone(&self, uid: &str) {
-        let left: Vec<_> = self
-            .fake
-            .containers()
-            .into_iter()
-            .map(|c| c.labels)
-            .chain(self.fake.sandboxes().into_iter().map(|s| s.labels))
-            .filter(|l| l.get("io.kubernetes.pod.uid").is_some_and(|u| u == uid))
-            .collect();
-        assert!(left.is_empty(), "left of {uid}: {left:?}");
+    /// What is left of the pod `uid` in the runtime and on the disk.
+    pub fn left_of(&self, uid: &str) -> Vec<String> {
+        let of_pod =
+            |labels: &BTreeMap<String, String>| labels.get("io.kubernetes.pod.uid").is_some_and(|u| u == uid);
+        let containers = self.fake.containers().into_iter().filter(|c| of_pod(&c.labels)).map(|c| c.id);
+        let sandboxes = self.fake.sandboxes().into_iter().filter(|s| of_pod(&s.labels)).map(|s| s.id);
+        let mut left: Vec<String> = containers.chain(sandboxes).collect();
         for dir in ["root/pods", "logs"] {
             let names = std::fs::read_dir(self.path(dir)).unwrap().map(|e| e.unwrap().file_name());
-            let of_pod: Vec<_> = names.filter(|n| n.to_string_lossy().contains(uid)).collect();
-            assert!(of_pod.is_empty(), "left in {dir}: {of_pod:?}");
+            let names = names.map(|n| n.to_string_lossy().into_owned());
+            left.extend(names.filter(|n| n == uid || n.ends_with(&format!("_{uid}"))));
         }
+        left
+    }
+
+    /// Nothing is left of the pod `uid`, nor links to logs that are gone.
+    pub fn assert_gone(&self, uid: &str) {
+        let left = self.left_of(uid);
+        assert!(left.is_empty(), "left of {uid}: {left:?}");
         let links = std::fs::read_dir(self.path("links")).unwrap().count();
         let containers = self.fake.containers().len();
         assert!(links <= containers, "{links} links to the logs of {containers} containers");

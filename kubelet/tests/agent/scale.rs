@@ -1,10 +1,6 @@
 //! Many pods at once.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
-
-mod support;
-
-use support::{Node, cpu_time, pod};
+use crate::support::{Node, cpu_time, pod};
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_pods_start_from_nothing_and_disappear_again() {

@@ -1,0 +1,21 @@
+//! The whole agent in one process, on the fake runtime, on paused time: what it promises whatever goes wrong.
+//!
+//! | module | |
+//! | --- | --- |
+//! | `support` | the machine, and what is asserted of it |
+//! | `scale` | many pods at once |
+//! | `faults` | a runtime that fails, hangs, forgets or restarts |
+//! | `restarts` | an agent that is killed |
+//! | `waits` | back-offs |
+//! | `updates` | manifests that change, pods that end |
+//! | `admission` | what the node can give |
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod admission;
+mod faults;
+mod restarts;
+mod scale;
+mod support;
+mod updates;
+mod waits;
