@@ -10,7 +10,12 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// A runtime that is away for longer makes the agent unhealthy; a restart of it does not. Upstream calls it down after as
+/// long.
+const RUNTIME_AWAY: Duration = Duration::from_secs(30);
 
 /// Implements [`NodeView`] over the agent. The server starts first, so that health can be asked for at once; until the
 /// agent runs there are no pods, and it is not healthy.
@@ -73,6 +78,11 @@ impl NodeView for View {
     }
 
     fn healthy(&self) -> Result<(), String> {
+        if let cri::Connection::Disconnected { since, error } = &*self.runtime.connection().borrow()
+            && since.elapsed() > RUNTIME_AWAY
+        {
+            return Err(format!("the container runtime is away: {error}"));
+        }
         match self.agent.get() {
             None => Err("the container runtime has not answered yet".to_owned()),
             Some(agent) => agent.healthy(),

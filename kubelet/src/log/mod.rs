@@ -17,7 +17,7 @@ pub use decode::{Decoder, Filter, Stream};
 pub use follow::{ReadError, ReadOptions, Reader};
 pub use path::{
     CONTAINER_LOGS_DIR, LogPathError, PodLogDir, container_log_dir, container_log_path, create_link,
-    find_pod_log_dirs, link_path, pod_log_dir, relative_log_path, remove_dangling_links, remove_links,
+    find_pod_log_dirs, link_path, pod_log_dir, relative_log_path, remove_links, remove_links_into,
     remove_pod_logs,
 };
 pub use tail::last_output;

@@ -121,27 +121,23 @@ pub fn remove_links(
     }
 }
 
-/// Removes links in `links` whose log is gone, other than those `keep` (given the link's file name) wants; gives how
-/// many. A directory that is not there has none. Goes on past failures and gives the first.
-pub fn remove_dangling_links(links: &Path, keep: impl Fn(&str) -> bool) -> Result<usize, LogPathError> {
-    let mut removed = 0;
+/// Removes every link in `links` that leads to or below `dir`, whether or not anything is there. A directory of links that
+/// is not there has none. Goes on past failures and gives the first.
+pub fn remove_links_into(links: &Path, dir: &Path) -> Result<(), LogPathError> {
     let mut failed = None;
     for entry in read_dir(links)? {
         let path = entry.path();
-        let is_link = entry.file_type().is_ok_and(|t| t.is_symlink());
-        // `exists` follows the link; only a target that is surely absent makes it dangle.
-        if !is_link || path.try_exists().unwrap_or(true) || keep(&entry.file_name().to_string_lossy()) {
+        if !std::fs::read_link(&path).is_ok_and(|target| target.starts_with(dir)) {
             continue;
         }
         match std::fs::remove_file(&path) {
-            Ok(()) => removed += 1,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 failed.get_or_insert(LogPathError::Link { step: "remove", path, source });
             }
+            _ => {}
         }
     }
-    failed.map_or(Ok(removed), Err)
+    failed.map_or(Ok(()), Err)
 }
 
 /// A pod's log directory as found on disk.
@@ -236,17 +232,21 @@ mod tests {
     }
 
     #[test]
-    fn only_dangling_links_that_nobody_keeps_are_removed() {
+    fn links_that_lead_into_a_directory_are_removed_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("log"), "").unwrap();
-        for (link, target) in [("live.log", "log"), ("dead.log", "gone"), ("kept.log", "gone")] {
+        for (link, target) in
+            [("in.log", "pods/a/c/0.log"), ("dir.log", "pods/a"), ("near.log", "pods/ab/0.log")]
+        {
             std::os::unix::fs::symlink(at(target), at(link)).unwrap();
         }
-        assert_eq!(remove_dangling_links(dir.path(), |name| name == "kept.log").unwrap(), 1);
-        assert!(std::fs::symlink_metadata(at("dead.log")).is_err());
-        assert!(std::fs::symlink_metadata(at("kept.log")).is_ok());
-        assert_eq!(remove_dangling_links(&at("absent"), |_| false).unwrap(), 0);
+        std::fs::write(at("file.log"), "").unwrap();
+        remove_links_into(dir.path(), &at("pods/a")).unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["file.log", "near.log"]);
+        remove_links_into(&at("absent"), dir.path()).unwrap();
     }
 
     #[test]

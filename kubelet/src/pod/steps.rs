@@ -429,7 +429,11 @@ impl Steps {
             .map_err(|e| format!("{}: {e}", self.rooms.host_hosts_file.display()))?;
         let text = translate::etc_hosts(pod, ips, &name, host_file.as_deref());
         let path: PathBuf = self.rooms.volumes.pod_dir(&self.pod.uid).join("etc-hosts");
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+        // Other containers have this very file mounted, so it is written in place; what is right already is left alone, so
+        // that a full disk does not cut it to nothing.
+        if !std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+            std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
         Ok(Some(path.to_string_lossy().into_owned()))
     }
 
@@ -453,26 +457,29 @@ impl Steps {
         }
     }
 
-    /// Everything on the host that bears the pod's name.
+    /// Everything on the host that bears the pod's name. The pod's directory goes last: while it is there, an agent that
+    /// remembers nothing finds the rest by it.
     pub async fn clean_up(&mut self) -> Result<(), Failure> {
+        let (root, links) = (self.rooms.facts.pod_logs_dir.clone(), self.rooms.log_links_dir.clone());
+        let uid = self.pod.uid.clone();
+        match tokio::task::spawn_blocking(move || remove_logs(&root, &links, &uid)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(pod = %self.pod, %error, "cannot remove the pod's logs");
+                return Err(Failure::default());
+            }
+            Err(error) => {
+                tracing::error!(pod = %self.pod, %error, "removing the pod's logs panicked");
+                return Err(Failure::default());
+            }
+        }
         if let Err(error) = self.rooms.volumes.teardown(&self.pod.uid).await {
             self.event(Kind::Warning, None, "FailedUnmount", error.to_string());
             return Err(Failure::default());
         }
         self.mounted = None;
         self.rooms.images.forget(&self.pod.uid);
-        let (root, uid) = (self.rooms.facts.pod_logs_dir.clone(), self.pod.uid.clone());
-        match tokio::task::spawn_blocking(move || remove_logs(&root, &uid)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                tracing::warn!(pod = %self.pod, %error, "cannot remove the pod's logs");
-                Err(Failure::default())
-            }
-            Err(error) => {
-                tracing::error!(pod = %self.pod, %error, "removing the pod's logs panicked");
-                Err(Failure::default())
-            }
-        }
+        Ok(())
     }
 }
 
@@ -499,12 +506,13 @@ impl EnvSources for EnvFiles<'_> {
     }
 }
 
-/// An orphan's name is not always known: its logs are found by its UID.
-fn remove_logs(root: &Path, uid: &PodUid) -> Result<(), log::LogPathError> {
-    log::find_pod_log_dirs(root)?
-        .into_iter()
-        .filter(|found| found.uid == *uid)
-        .try_for_each(|found| log::remove_pod_logs(&found.path))
+/// An orphan's name is not always known: its logs are found by its UID, and the links to them by where they lead.
+/// Links are there still when somebody else removed the container, or the agent ended after it had.
+fn remove_logs(root: &Path, links: &Path, uid: &PodUid) -> Result<(), log::LogPathError> {
+    log::find_pod_log_dirs(root)?.into_iter().filter(|found| found.uid == *uid).try_for_each(|found| {
+        log::remove_links_into(links, &found.path)?;
+        log::remove_pod_logs(&found.path)
+    })
 }
 
 /// An orphan's QoS class is not known: its cgroup is looked for under each.

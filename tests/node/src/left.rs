@@ -24,29 +24,42 @@ pub struct Places {
     pub private: Option<(PathBuf, String)>,
 }
 
-/// What of the runtime and the host belongs to none of the pods `wanted` (UIDs), one line each.
-pub async fn over(places: &Places, wanted: &HashSet<String>, runtime: &cri::Client) -> Vec<String> {
-    let mut left = Vec::new();
-    let sandboxes = match runtime.list_pod_sandboxes(None).await {
-        Ok(all) => all,
-        Err(error) => return vec![format!("the runtime cannot be asked: {error}")],
+/// What belongs to none of the pods that are wanted, one line each.
+#[derive(Debug, Clone, Default)]
+pub struct Left {
+    /// Of what the agent makes or orders.
+    pub of_agent: Vec<String>,
+    /// Of what the runtime makes for a sandbox: network namespaces, and through its plugins leases, links and host ports. A
+    /// runtime that was killed while it made one may have forgotten it, which no agent can see or mend.
+    pub of_runtime: Vec<String>,
+}
+
+/// What of the runtime and the host belongs to none of the pods `wanted` (UIDs).
+pub async fn over(places: &Places, wanted: &HashSet<String>, runtime: &cri::Client) -> Left {
+    let mut left = Left::default();
+    let (sandboxes, containers) = match lists(runtime).await {
+        Ok(lists) => lists,
+        Err(error) => {
+            left.of_agent.push(format!("the runtime cannot be asked: {error}"));
+            return left;
+        }
     };
-    let containers = match runtime.list_containers(None).await {
-        Ok(all) => all,
-        Err(error) => return vec![format!("the runtime cannot be asked: {error}")],
-    };
-    in_runtime(&sandboxes, &containers, wanted, &mut left);
+    in_runtime(&sandboxes, &containers, wanted, &mut left.of_agent);
     let ids: HashSet<&str> =
         sandboxes.iter().map(|s| s.id.as_str()).chain(containers.iter().map(|c| c.id.as_str())).collect();
-    let ready: HashSet<&str> = sandboxes.iter().filter(|s| is_ready(s)).map(|s| s.id.as_str()).collect();
-    mounts(places, wanted, ready.len(), &mut left);
-    cgroups(places, wanted, &ids, &mut left);
-    directories(places, wanted, &mut left);
+    mounts(places, wanted, &mut left.of_agent);
+    cgroups(places, wanted, &ids, &mut left.of_agent);
+    directories(places, wanted, &mut left.of_agent);
     if let Some((base, bridge)) = &places.private {
-        network(base, bridge, &ready, &mut left);
-        shims(base, &ids, &mut left);
+        let ready: HashSet<&str> = sandboxes.iter().filter(|s| is_ready(s)).map(|s| s.id.as_str()).collect();
+        namespaces(base, ready.len(), &mut left.of_runtime);
+        network(base, bridge, &ready, &mut left.of_runtime);
     }
     left
+}
+
+async fn lists(runtime: &cri::Client) -> Result<(Vec<v1::PodSandbox>, Vec<v1::Container>), cri::Error> {
+    Ok((runtime.list_pod_sandboxes(None).await?, runtime.list_containers(None).await?))
 }
 
 fn is_ready(s: &v1::PodSandbox) -> bool {
@@ -84,28 +97,25 @@ fn in_runtime(
     left.extend(live.iter().filter(|(_, n)| **n > 1).map(|(c, n)| format!("{n} running instances of {c:?}")));
 }
 
-/// Mounts of unwanted pods below the root directory, and network namespaces of no sandbox.
-fn mounts(places: &Places, wanted: &HashSet<String>, sandboxes: usize, left: &mut Vec<String>) {
-    let all = mountinfo::read(Path::new(mountinfo::SELF)).expect("/proc is readable");
+/// Mounts of unwanted pods below the root directory.
+fn mounts(places: &Places, wanted: &HashSet<String>, left: &mut Vec<String>) {
     let pods = places.root_dir.join("pods");
-    let mut namespaces = BTreeSet::new();
-    for mount in all {
-        if let Ok(inside) = mount.point.strip_prefix(&pods) {
-            let uid = inside.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned());
-            if !uid.is_some_and(|uid| wanted.contains(&uid)) {
-                left.push(format!("mount {}", mount.point.display()));
-            }
-        }
-        let private = places.private.as_ref().is_some_and(|(base, _)| mount.point.starts_with(base));
-        if private && mount.fs_type == "nsfs" {
-            namespaces.insert(mount.point);
+    for mount in mountinfo::read(Path::new(mountinfo::SELF)).expect("/proc is readable") {
+        let Ok(inside) = mount.point.strip_prefix(&pods) else { continue };
+        let uid = inside.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned());
+        if !uid.is_some_and(|uid| wanted.contains(&uid)) {
+            left.push(format!("mount {}", mount.point.display()));
         }
     }
+}
+
+/// Network namespaces of no sandbox.
+fn namespaces(base: &Path, sandboxes: usize, left: &mut Vec<String>) {
+    let all = mountinfo::read(Path::new(mountinfo::SELF)).expect("/proc is readable");
+    let ours = all.into_iter().filter(|m| m.fs_type == "nsfs" && m.point.starts_with(base));
+    let namespaces: BTreeSet<PathBuf> = ours.map(|m| m.point).collect();
     if namespaces.len() > sandboxes {
-        left.push(format!(
-            "{} network namespaces for {sandboxes} sandboxes: {namespaces:?}",
-            namespaces.len()
-        ));
+        left.push(format!("{} network namespaces for {sandboxes} sandboxes", namespaces.len()));
     }
 }
 
@@ -146,8 +156,10 @@ fn directories(places: &Places, wanted: &HashSet<String>, left: &mut Vec<String>
         }
     }
     for (link, target) in log_links(&places.logs) {
-        if !target.exists() {
-            left.push(format!("link {} to nothing", link.display()));
+        let pod = target.strip_prefix(&places.logs).ok().and_then(|inside| inside.components().next());
+        let pod = pod.map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
+        if !pod.splitn(3, '_').nth(2).is_some_and(|uid| wanted.contains(uid)) {
+            left.push(format!("link {} to {}", link.display(), target.display()));
         }
     }
 }
@@ -187,8 +199,12 @@ fn network(base: &Path, bridge: &str, ready: &HashSet<&str>, left: &mut Vec<Stri
     }
 }
 
-/// Shims of containerd whose sandbox is gone.
-fn shims(base: &Path, ids: &HashSet<&str>, left: &mut Vec<String>) {
+/// Shims of the private containerd at `base` whose sandbox is gone. They are the runtime's own affair, which no call of CRI
+/// shows: containerd 1.6 forgets one when its client dies in the middle of a call.
+pub async fn shims(base: &Path, runtime: &cri::Client) -> Vec<String> {
+    let sandboxes = runtime.list_pod_sandboxes(None).await.unwrap_or_default();
+    let ids: HashSet<&str> = sandboxes.iter().map(|s| s.id.as_str()).collect();
+    let mut left = Vec::new();
     for process in proc::all() {
         let arguments = proc::arguments(process);
         let shim = arguments.first().is_some_and(|a| a.contains("containerd-shim"))
@@ -200,6 +216,7 @@ fn shims(base: &Path, ids: &HashSet<&str>, left: &mut Vec<String>) {
             left.push(format!("shim of {id} (pid {})", process.pid));
         }
     }
+    left
 }
 
 /// The names in a directory; none when there is none.

@@ -7,6 +7,8 @@
 //! | [`http`] | requests to the agent's ports |
 //! | [`left`] | whatever lies on the host beside what the manifests want |
 //! | [`manifest`], [`status`] | pods to write, statuses to read |
+//! | [`marks`] | pods that notice when two of them run at once |
+//! | [`proxy`] | a socket before the runtime's whose connections can be cut |
 //! | [`wait`] | conditions that come true in bounded time |
 //!
 //! ```no_run
@@ -29,7 +31,9 @@
 pub mod http;
 pub mod left;
 pub mod manifest;
+pub mod marks;
 pub mod node;
+pub mod proxy;
 pub mod runtime;
 pub mod status;
 pub mod wait;

@@ -64,6 +64,8 @@ pub struct Node {
     pub healthz: u16,
     /// `readOnlyPort`
     pub read_only: u16,
+    /// The runtime was killed: what it has forgotten on the host is told and not held against the agent.
+    pub runtime_killed: bool,
     manifests: BTreeSet<String>,
     child: Option<Child>,
     finished: bool,
@@ -125,6 +127,7 @@ impl Node {
             port,
             healthz,
             read_only,
+            runtime_killed: false,
             manifests: BTreeSet::new(),
             child: None,
             finished: false,
@@ -158,6 +161,13 @@ impl Node {
             "clusterDomain": "cluster.local",
             "logging": { "verbosity": 4 },
         })
+    }
+
+    /// Lays `over` on the configuration file; the agent reads it when it is launched next.
+    pub fn reconfigure(&self, over: &Value) {
+        let mut config: Value = serde_json::from_slice(&fs::read(self.config_file()).unwrap()).unwrap();
+        merge(&mut config, over.clone());
+        fs::write(self.config_file(), serde_json::to_vec_pretty(&config).unwrap()).unwrap();
     }
 
     /// The agent's configuration file.
@@ -245,6 +255,16 @@ impl Node {
         let (ended, status) = waited.await;
         assert!(ended, "the agent did not end within 20 s of SIGTERM: {}", tail(&self.log_file(), 30));
         status
+    }
+
+    /// Waits until the agent has ended by itself.
+    pub async fn wait_exit(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the agent runs");
+        eventually("the agent ends", async || match child.try_wait().unwrap() {
+            Some(status) => Ok(status),
+            None => Err("it runs".to_owned()),
+        })
+        .await
     }
 
     /// Writes or replaces a manifest, by a rename.
@@ -392,7 +412,23 @@ impl Node {
 
     /// What is on the host beside the pods with these UIDs.
     pub async fn leftovers_beside(&self, wanted: &HashSet<String>) -> Vec<String> {
-        left::over(&self.places, wanted, &self.cri).await
+        let mut left = left::over(&self.places, wanted, &self.cri).await;
+        if !self.runtime_killed {
+            left.of_agent.append(&mut left.of_runtime);
+        }
+        left.of_agent
+    }
+
+    /// Tells what the runtime has forgotten on the host, which nobody can ask it to remove.
+    async fn tell_what_the_runtime_forgot(&self) {
+        let Some((base, _)) = &self.places.private else { return };
+        let mut forgotten = left::shims(base, &self.cri).await;
+        if self.runtime_killed {
+            forgotten.extend(left::over(&self.places, &HashSet::new(), &self.cri).await.of_runtime);
+        }
+        for what in forgotten {
+            eprintln!("NOTE: forgotten by the runtime: {what}");
+        }
     }
 
     /// Waits until there are no leftovers. Cgroups and namespaces go a moment after the processes in them.
@@ -423,9 +459,17 @@ impl Node {
         })
         .await;
         self.wait_clean().await;
+        self.tell_what_the_runtime_forgot().await;
         let status = self.stop().await;
         assert!(status.success(), "the agent ended with {status}: {}", tail(&self.log_file(), 20));
         self.finished = true;
+    }
+
+    /// As [`Node::finish`], on a runtime in memory.
+    pub async fn finish_on_fake(self, fake: &cri::fake::FakeRuntime) {
+        let fake = fake.clone();
+        self.finish().await;
+        assert!(fake.containers().is_empty() && fake.sandboxes().is_empty(), "the fake has something left");
     }
 
     /// Removes what is this node's on the host, whether or not the agent did. The runtime's part is the runtime's.
@@ -482,7 +526,7 @@ impl Drop for Node {
             self.remove_pods();
         }
         self.sweep();
-        if !self.finished
+        if (!self.finished || self.runtime_killed)
             && let Some(turn) = &mut self.turn
         {
             turn.discard();
