@@ -50,7 +50,8 @@ pub(crate) struct Watch {
     pub(crate) service: RuntimeService,
     pub(crate) deadlines: Deadlines,
     pub(crate) backoff: Backoff,
-    pub(crate) parked: Parked,
+    /// Where the event stream waits for its reader; `None` when there will be none.
+    pub(crate) parked: Option<Parked>,
 }
 
 /// The task. Cancel safety: the receivers of `watch` lose nothing when a `changed` is dropped; a detection that is cut
@@ -76,7 +77,9 @@ pub(crate) async fn watch_link(watch: Watch, publish: watch::Sender<Connection>)
                 match detected {
                     Ok((capabilities, events)) => {
                         (asked, failures) = (Some(number), 0);
-                        watch.parked.put(events);
+                        if let Some(parked) = &watch.parked {
+                            parked.put(events);
+                        }
                         tracing::info!(
                             runtime = capabilities.runtime_name,
                             version = capabilities.runtime_version,
@@ -98,7 +101,9 @@ pub(crate) async fn watch_link(watch: Watch, publish: watch::Sender<Connection>)
             }
             Ok(_) => {}
             Err(error) => {
-                watch.parked.put(None);
+                if let Some(parked) = &watch.parked {
+                    parked.put(None);
+                }
                 disconnected(&publish, error);
             }
         }

@@ -72,6 +72,7 @@ pub struct Builder {
     deadlines: Deadlines,
     backoff: Backoff,
     stream_lists: bool,
+    reads_events: bool,
     observe: Option<Box<Observe>>,
 }
 
@@ -98,6 +99,13 @@ impl Builder {
     /// the size of a message. Off by default, as upstream's feature gate `CRIListStreaming`.
     pub fn stream_lists(mut self, on: bool) -> Self {
         self.stream_lists = on;
+        self
+    }
+
+    /// Whether somebody will read [`Client::container_events`] for as long as the client lives. On by default. A client
+    /// that only makes calls must say no: containerd 2.x stands still when a stream that is open is not read.
+    pub fn reads_events(mut self, yes: bool) -> Self {
+        self.reads_events = yes;
         self
     }
 
@@ -131,7 +139,7 @@ impl Builder {
             service: runtime.clone(),
             deadlines: self.deadlines,
             backoff: self.backoff,
-            parked: parked.clone(),
+            parked: self.reads_events.then(|| parked.clone()),
         };
         tokio::spawn(watch_link(watch, publish));
         let inner = Inner {
@@ -180,6 +188,7 @@ impl Client {
             deadlines: Deadlines::default(),
             backoff: Backoff::default(),
             stream_lists: false,
+            reads_events: true,
             observe: None,
         }
     }

@@ -60,11 +60,9 @@ impl Setting {
             fs::create_dir_all(base.join(dir)).with_context(|| format!("create {}", base.display()))?;
         }
         let stamps = Stamps::listen(&base.join("stamps"))?;
-        let cri = cri::Client::connect(&format!("unix://{}", under.socket().display()))?;
+        // It only makes calls; the agent is the one who reads events.
+        let cri = cri::Client::builder(cri::Connector::unix(under.socket())).reads_events(false).build();
         let capabilities = cri.connected().await;
-        // The client holds an event stream open from the start. One that nobody reads fills up, and then the runtime
-        // waits with everything that makes events; and containerd 1.7 gives each event to one reader only.
-        drop(cri.container_events());
         let mut runtime_name = format!("{} {}", capabilities.runtime_name, capabilities.runtime_version);
         if let Some(oci) = default_runtime {
             runtime_name.push_str(&format!(" with {oci}"));
