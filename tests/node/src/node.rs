@@ -116,7 +116,7 @@ impl Node {
         let endpoint =
             options.endpoint.clone().or_else(|| socket.clone()).expect("a fake comes with its socket");
         let direct = socket.unwrap_or_else(|| endpoint.clone());
-        let cri = cri::Client::connect(&format!("unix://{}", direct.display())).unwrap();
+        let cri = cri::Client::builder(cri::Connector::unix(&direct)).reads_events(false).build();
         let [port, healthz, read_only] = free_ports();
         let mut node = Self {
             turn,
@@ -498,7 +498,7 @@ impl Node {
         let suffix = format!("-{}", self.name);
         let work = async move {
             let Some(socket) = socket else { return };
-            let Ok(client) = cri::Client::connect(&format!("unix://{}", socket.display())) else { return };
+            let client = cri::Client::builder(cri::Connector::unix(&socket)).reads_events(false).build();
             for s in client.list_pod_sandboxes(None).await.unwrap_or_default() {
                 if s.metadata.as_ref().is_some_and(|m| m.name.ends_with(&suffix)) {
                     let _stopped = client.stop_pod_sandbox(&s.id).await;
