@@ -274,7 +274,9 @@ fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         let grace = input.desired.stop.as_ref().map_or_else(|| spec_grace(input), |s| s.grace);
         steps.push(Step::Kill { targets: live, grace: grace.max(MINIMUM_GRACE) });
     }
-    let unstopped = observed.sandboxes.iter().filter(|s| s.ready || !input.memory.stopped.contains(&s.id));
+    // One that was stopped and still calls itself ready is the runtime's mistake (containerd 2.1 makes it when its client
+    // died while it made the sandbox): another stop would change nothing, its removal ends it.
+    let unstopped = observed.sandboxes.iter().filter(|s| !input.memory.stopped.contains(&s.id));
     steps.extend(unstopped.map(|s| Step::StopSandbox { id: s.id.clone() }));
     let ended = steps.is_empty();
     let mut phase = if ended { Phase::Terminated } else { Phase::Terminating };
@@ -294,7 +296,7 @@ fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         );
         steps.extend(observed.sandboxes.iter().map(|s| Step::RemoveSandbox { id: s.id.clone() }));
     } else if ended {
-        steps.extend(garbage(observed, None));
+        steps.extend(garbage(observed, None, &input.memory.stopped));
     }
     // A rejected pod never ran: it is Failed by its reason, whatever its containers say.
     let outcome = match input.desired.stop.as_ref().map(|s| &s.why) {
@@ -319,7 +321,7 @@ fn live_targets<'a>(instances: impl Iterator<Item = &'a Instance>) -> Vec<Kill> 
 }
 
 /// Dead instances past the ones kept, and old sandboxes that hold none of the kept ones.
-fn garbage<'a>(observed: &'a Observed, current: Option<&'a Sandbox>) -> Vec<Step> {
+fn garbage(observed: &Observed, current: Option<&Sandbox>, stopped: &HashSet<String>) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut dead: HashMap<&str, usize> = HashMap::new();
     let mut kept_in: HashSet<&str> = HashSet::new();
@@ -345,7 +347,8 @@ fn garbage<'a>(observed: &'a Observed, current: Option<&'a Sandbox>) -> Vec<Step
     let old = observed
         .sandboxes
         .iter()
-        .filter(|s| Some(s.id.as_str()) != newest && !s.ready && !kept_in.contains(s.id.as_str()));
+        .filter(|s| Some(s.id.as_str()) != newest && (!s.ready || stopped.contains(&s.id)))
+        .filter(|s| !kept_in.contains(s.id.as_str()));
     steps.extend(old.map(|s| Step::RemoveSandbox { id: s.id.clone() }));
     steps
 }
@@ -388,9 +391,10 @@ impl<'a> Planner<'a> {
         if !stray.is_empty() {
             self.steps.push(Step::Kill { targets: stray, grace: spec_grace(self.input) });
         }
-        let unstopped = observed.sandboxes.iter().filter(|s| {
-            Some(s.id.as_str()) != current && (s.ready || !self.input.memory.stopped.contains(&s.id))
-        });
+        let unstopped = observed
+            .sandboxes
+            .iter()
+            .filter(|s| Some(s.id.as_str()) != current && !self.input.memory.stopped.contains(&s.id));
         self.steps.extend(unstopped.map(|s| Step::StopSandbox { id: s.id.clone() }));
         if self.current.is_none() {
             let attempt = observed.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
@@ -520,7 +524,7 @@ impl<'a> Planner<'a> {
     }
 
     fn garbage(&mut self) {
-        let steps = garbage(self.input.observed, self.current);
+        let steps = garbage(self.input.observed, self.current, &self.input.memory.stopped);
         match retry_at(self.input, GARBAGE) {
             Some(at) if !steps.is_empty() => self.wake_at(at),
             _ => self.steps.extend(steps),

@@ -29,7 +29,8 @@ pub struct Places {
 pub struct Left {
     /// Of what the agent makes or orders.
     pub of_agent: Vec<String>,
-    /// Of what the runtime makes for a sandbox: network namespaces, and through its plugins leases, links and host ports. A
+    /// Of what the runtime makes: containers' cgroups in those of wanted pods, network namespaces, and through its plugins
+    /// leases, links and host ports. A
     /// runtime that was killed while it made one may have forgotten it, which no agent can see or mend.
     pub of_runtime: Vec<String>,
 }
@@ -48,7 +49,7 @@ pub async fn over(places: &Places, wanted: &HashSet<String>, runtime: &cri::Clie
     let ids: HashSet<&str> =
         sandboxes.iter().map(|s| s.id.as_str()).chain(containers.iter().map(|c| c.id.as_str())).collect();
     mounts(places, wanted, &mut left.of_agent);
-    cgroups(places, wanted, &ids, &mut left.of_agent);
+    cgroups(places, wanted, &ids, &mut left);
     directories(places, wanted, &mut left.of_agent);
     if let Some((base, bridge)) = &places.private {
         let ready: HashSet<&str> = sandboxes.iter().filter(|s| is_ready(s)).map(|s| s.id.as_str()).collect();
@@ -126,7 +127,7 @@ pub fn hierarchies() -> Vec<PathBuf> {
     cgroup.map(|m| m.point).collect()
 }
 
-fn cgroups(places: &Places, wanted: &HashSet<String>, ids: &HashSet<&str>, left: &mut Vec<String>) {
+fn cgroups(places: &Places, wanted: &HashSet<String>, ids: &HashSet<&str>, left: &mut Left) {
     for hierarchy in hierarchies() {
         let node = hierarchy.join(places.cgroup_root.trim_start_matches('/')).join("kubepods");
         for class in [node.clone(), node.join("burstable"), node.join("besteffort")] {
@@ -134,12 +135,12 @@ fn cgroups(places: &Places, wanted: &HashSet<String>, ids: &HashSet<&str>, left:
                 let Some(uid) = pod.strip_prefix("pod") else { continue };
                 let dir = class.join(&pod);
                 if !wanted.contains(uid) {
-                    left.push(format!("cgroup {}", dir.display()));
+                    left.of_agent.push(format!("cgroup {}", dir.display()));
                     continue;
                 }
                 let is_id = |n: &String| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit());
                 for id in names(&dir).into_iter().filter(is_id).filter(|id| !ids.contains(id.as_str())) {
-                    left.push(format!("cgroup {}", dir.join(id).display()));
+                    left.of_runtime.push(format!("cgroup {}", dir.join(id).display()));
                 }
             }
         }

@@ -250,7 +250,8 @@ async fn a_sandbox_that_somebody_else_removes_is_made_again_with_all_in_it() {
         }
     };
     let stopped = node.wait("robbed", "running in another sandbox", other(old)).await;
-    assert_eq!(status::restarts(&stopped, "c"), 1);
+    // Where the runtime tells of the container's end before that of its sandbox, it is restarted once more.
+    assert!((1..=2).contains(&status::restarts(&stopped, "c")));
     let sandboxes = node.cri.list_pod_sandboxes(None).await.unwrap();
     let ready = sandboxes.iter().find(|s| s.state() == cri::v1::PodSandboxState::SandboxReady).unwrap();
     node.cri.stop_pod_sandbox(&ready.id).await.unwrap();

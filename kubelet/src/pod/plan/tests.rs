@@ -265,6 +265,15 @@ fn one_dead_instance_is_kept_for_its_logs() {
 }
 
 #[test]
+fn a_stopped_sandbox_that_calls_itself_ready_is_not_stopped_again_but_removed() {
+    let stubborn = || observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Exited, 0)]);
+    let d = || stopping(pod("Always", &[], &["a"]), true);
+    check(&d(), &stubborn(), &stopped(&["s0"]), Phase::Terminated, &["remove a-0", "remove s0"]);
+    let kept = stopping(pod("Always", &[], &["a"]), false);
+    check(&kept, &stubborn(), &stopped(&["s0"]), Phase::Terminated, &[]);
+}
+
+#[test]
 fn a_stop_ends_containers_then_the_sandbox_and_removes_only_when_told() {
     let p = || pod("Always", &[], &["a", "b"]);
     let up = vec![sandbox("s0", 0, true)];
