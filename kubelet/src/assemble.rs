@@ -157,7 +157,7 @@ impl Agent {
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
         let recorder = Recorder::new(1024);
-        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg);
+        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone());
         let mut facts = settings.facts;
         let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;

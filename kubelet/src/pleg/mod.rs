@@ -19,6 +19,7 @@ pub mod observed;
 mod task;
 
 use crate::api::{PodRef, PodUid};
+use crate::metrics::Metrics;
 use observed::{Observed, Picture};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,13 +81,21 @@ impl Pleg {
     pub fn spawn(
         runtime: cri::Client,
         config: Config,
+        metrics: Metrics,
     ) -> (Self, oneshot::Receiver<Picture>, mpsc::Receiver<PodRef>) {
         let (tx, rx) = mpsc::channel(256);
         let (picture_tx, picture_rx) = oneshot::channel();
         let (health_tx, health) = watch::channel(Health::default());
         let index = Index::default();
         let (strays_tx, strays) = mpsc::channel(64);
-        let task = task::Task::new(runtime, config, rx, index.clone(), strays_tx, picture_tx, health_tx);
+        let ends = task::Ends {
+            requests: rx,
+            index: index.clone(),
+            strays: strays_tx,
+            picture: picture_tx,
+            health: health_tx,
+        };
+        let task = task::Task::new(runtime, config, metrics, ends);
         tokio::spawn(task.run());
         (Self { tx, index, health }, picture_rx, strays)
     }

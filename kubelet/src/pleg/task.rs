@@ -4,9 +4,10 @@
 //! loop is cancel-safe: channels, a `JoinSet` and streams keep what they have not yet given.
 
 use super::look::{self, Listed};
-use super::observed::{Observed, Picture, labels};
+use super::observed::{Observed, Picture, State, labels};
 use super::{Config, Health, Index, Request};
 use crate::api::{PodRef, PodUid};
+use crate::metrics::Metrics;
 use cri::v1;
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -44,9 +45,19 @@ enum Done {
     Retry(PodUid),
 }
 
+/// The task's ends of the channels to everybody else.
+pub struct Ends {
+    pub requests: mpsc::Receiver<Request>,
+    pub index: Index,
+    pub strays: mpsc::Sender<PodRef>,
+    pub picture: oneshot::Sender<Picture>,
+    pub health: watch::Sender<Health>,
+}
+
 pub struct Task {
     runtime: cri::Client,
     config: Config,
+    metrics: Metrics,
     requests: mpsc::Receiver<Request>,
     index: Index,
     strays: mpsc::Sender<PodRef>,
@@ -56,6 +67,7 @@ pub struct Task {
     jobs: JoinSet<Done>,
     seq: u64,
     full_in_flight: bool,
+    full_began: Instant,
     next_full: Instant,
     full_failures: u32,
     /// Event streams in a row that ended before they gave anything.
@@ -64,27 +76,21 @@ pub struct Task {
 }
 
 impl Task {
-    pub fn new(
-        runtime: cri::Client,
-        config: Config,
-        requests: mpsc::Receiver<Request>,
-        index: Index,
-        strays: mpsc::Sender<PodRef>,
-        picture: oneshot::Sender<Picture>,
-        health: watch::Sender<Health>,
-    ) -> Self {
+    pub fn new(runtime: cri::Client, config: Config, metrics: Metrics, ends: Ends) -> Self {
         Self {
             runtime,
             config,
-            requests,
-            index,
-            strays,
-            picture: Some(picture),
-            health,
+            metrics,
+            requests: ends.requests,
+            index: ends.index,
+            strays: ends.strays,
+            picture: Some(ends.picture),
+            health: ends.health,
             pods: HashMap::new(),
             jobs: JoinSet::new(),
             seq: 0,
             full_in_flight: false,
+            full_began: Instant::now(),
             next_full: Instant::now(),
             full_failures: 0,
             empty_streams: 0,
@@ -185,6 +191,7 @@ impl Task {
                 }
             }
         }
+        self.count();
     }
 
     fn pod_done(&mut self, uid: PodUid, seen: Result<(Option<PodRef>, Observed), cri::Error>) {
@@ -247,8 +254,11 @@ impl Task {
     /// Starts the full look, and before it the event stream, so that nothing falls between the two.
     fn look_at_all(&mut self) {
         self.full_in_flight = true;
+        let before = std::mem::replace(&mut self.full_began, Instant::now());
+        self.metrics.pleg_relist_interval.observe_duration(self.full_began - before);
         if self.events.is_none() && self.capable_of_events() {
             self.events = Some(self.runtime.container_events());
+            self.metrics.evented_pleg_connections.inc();
         }
         let (runtime, first) = (self.runtime.clone(), self.picture.is_some());
         self.seq += 1;
@@ -272,6 +282,8 @@ impl Task {
         let wait = match error {
             None => {
                 self.full_failures = 0;
+                self.metrics.pleg_relist_duration.observe_duration(self.full_began.elapsed());
+                self.metrics.pleg_last_seen.set(jiff::Timestamp::now().as_second() as f64);
                 if events { self.config.net } else { self.config.poll }
             }
             Some(error) => {
@@ -288,6 +300,27 @@ impl Task {
                 h.last_full = Some(std::time::Instant::now());
             }
         });
+    }
+
+    /// What runs, as the last looks at each pod have it.
+    fn count(&self) {
+        let (mut pods, mut states) = (0, [0; 4]);
+        for slot in self.pods.values() {
+            let seen = slot.tx.borrow();
+            pods += usize::from(seen.sandboxes.iter().any(|s| s.ready));
+            for c in &seen.containers {
+                states[c.state as usize] += 1;
+            }
+        }
+        self.metrics.running_pods.set(pods as f64);
+        for (state, name) in [
+            (State::Created, "created"),
+            (State::Running, "running"),
+            (State::Exited, "exited"),
+            (State::Unknown, "unknown"),
+        ] {
+            self.metrics.running_containers.with([name]).set(f64::from(states[state as usize]));
+        }
     }
 
     fn first_picture(&mut self, picture: Picture) {

@@ -291,8 +291,24 @@ impl World {
         }
     }
 
+    /// Static pods and others, as upstream tells them apart.
+    fn count(&self) {
+        let (mut fixed, mut other) = (0, 0);
+        for entry in self.pods.values() {
+            let desired = entry.desired.borrow();
+            match desired.stop.as_ref().map(|s| &s.why) {
+                Some(StopReason::Orphaned) => {}
+                _ if desired.origin == Origin::Api => other += 1,
+                _ => fixed += 1,
+            }
+        }
+        self.rooms.metrics.desired_pods.with(["true"]).set(f64::from(fixed));
+        self.rooms.metrics.desired_pods.with([""]).set(f64::from(other));
+    }
+
     /// The Burstable class as a whole has the CPU shares that its pods request.
     fn update_qos(&self) {
+        self.count();
         if let Err(error) = self.rooms.cgroups.update_qos(self.promised.burstable_milli()) {
             tracing::warn!(%error, "cannot update the QoS cgroups");
         }

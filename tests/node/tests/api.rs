@@ -91,6 +91,10 @@ async fn health_pods_metrics_and_configuration_are_served() {
         "kubelet_pod_start_duration_seconds_count",
         "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"}",
         "kubelet_started_containers_total",
+        "kubelet_running_pods",
+        "kubelet_running_containers{container_state=\"running\"}",
+        "kubelet_desired_pods{static=\"true\"}",
+        "kubelet_pleg_relist_duration_seconds_count",
         "kubelet_node_name",
         "process_cpu_seconds_total",
     ] {
