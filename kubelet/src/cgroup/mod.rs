@@ -174,6 +174,22 @@ impl Cgroups {
         files::remove(&dirs)
     }
 
+    /// Removes what a runtime left of the cgroup of a container or sandbox that it no longer has: an OCI runtime that
+    /// is interrupted while it makes a container forgets it. Idempotent; blocks like [`Cgroups::remove_pod`].
+    pub fn remove_leftover(&self, qos: Qos, uid: &PodUid, id: &str) -> Result<(), Error> {
+        // An id that is no name of a directory cannot have made one.
+        if !self.inner.per_qos || id.is_empty() || id.contains('/') || id.starts_with('.') {
+            return Ok(());
+        }
+        layout::check_uid(uid)?;
+        let pod = layout::pod_path(&self.inner.root, qos, uid);
+        // containerd names it by the id alone, CRI-O with a prefix.
+        for name in [id.to_owned(), format!("crio-{id}")] {
+            files::remove(&self.dirs(&format!("{pod}/{name}")))?;
+        }
+        Ok(())
+    }
+
     /// Every pod with a cgroup in any hierarchy, made by this or an earlier incarnation.
     pub fn list_pods(&self) -> Result<Vec<(Qos, PodUid)>, Error> {
         let mut found = BTreeSet::new();

@@ -204,12 +204,39 @@ fn removal_kills_inside_and_spares_outside(own: &OwnRoot, qos: Qos) {
     c.remove_pod(qos, &uid(2)).unwrap();
 }
 
+fn what_is_left_of_one_container_goes(own: &OwnRoot) {
+    let c = &own.cgroups;
+    c.setup_node(&NodeValues::default()).unwrap();
+    c.create_pod(Qos::BestEffort, &uid(1), &PodValues::default()).unwrap();
+    let pod = layout::pod_path("", Qos::BestEffort, &uid(1));
+    let there = |name: &str| own.dirs(&format!("{pod}/{name}")).into_iter().filter(|d| d.exists()).count();
+    for name in ["gone", "crio-gone", "stays"] {
+        own.dirs(&format!("{pod}/{name}")).iter().for_each(|d| std::fs::create_dir(d).unwrap());
+    }
+    c.remove_leftover(Qos::BestEffort, &uid(1), "gone").unwrap();
+    assert_eq!((there("gone"), there("crio-gone")), (0, 0));
+    assert_eq!(there("stays"), own.dirs("").len());
+    // No id reaches out of the pod.
+    c.remove_leftover(Qos::BestEffort, &uid(1), "../stays").unwrap();
+    c.remove_leftover(Qos::BestEffort, &uid(1), "").unwrap();
+    assert_eq!(there("stays"), own.dirs("").len());
+    c.remove_pod(Qos::BestEffort, &uid(1)).unwrap();
+}
+
 #[test]
 fn on_v1_removal_kills_what_is_inside_and_spares_the_neighbour() {
     let Some(own) = OwnRoot::v1("on_v1_removal_kills_what_is_inside_and_spares_the_neighbour") else {
         return;
     };
     removal_kills_inside_and_spares_outside(&own, Qos::Burstable);
+}
+
+#[test]
+fn on_v1_what_a_runtime_left_of_one_container_goes_and_the_others_stay() {
+    let Some(own) = OwnRoot::v1("on_v1_what_a_runtime_left_of_one_container_goes_and_the_others_stay") else {
+        return;
+    };
+    what_is_left_of_one_container_goes(&own);
 }
 
 #[test]

@@ -246,7 +246,7 @@ impl Actor {
             }
             Step::Resume { list, index, id } => self.steps.resume(pod, *list, *index, id).await,
             Step::RemoveContainer { id, name } => {
-                self.steps.remove_container(id, name).await?;
+                self.steps.remove_container(pod, id, name).await?;
                 let gone = self.seen.containers.iter().find(|i| i.id == *id);
                 let newer = |i: &&Instance| {
                     self.removed.get(name).is_none_or(|known| known.created_at <= i.created_at)
@@ -256,7 +256,7 @@ impl Actor {
                 }
                 Ok(())
             }
-            Step::RemoveSandbox { id } => self.steps.remove_sandbox(id).await,
+            Step::RemoveSandbox { id } => self.steps.remove_sandbox(pod, id).await,
             Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
             Step::CleanUp => self.steps.clean_up().await,
         }

@@ -126,17 +126,46 @@ impl Steps {
         self.runtime_gone(self.rooms.runtime.stop_pod_sandbox(id).await, "stop the sandbox")
     }
 
-    pub async fn remove_container(&self, id: &str, name: &str) -> Result<(), Failure> {
+    pub async fn remove_container(&self, pod: &Pod, id: &str, name: &str) -> Result<(), Failure> {
         let removed = self.rooms.runtime.remove_container(id).await;
         self.runtime_gone(removed, "remove the container")?;
+        self.remove_leftover(pod, id).await?;
         if let Err(error) = log::remove_links(&self.rooms.log_links_dir, &self.pod, name, id) {
             tracing::warn!(pod = %self.pod, container = name, %error, "cannot remove the link to the container's log");
         }
         Ok(())
     }
 
-    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Failure> {
-        self.runtime_gone(self.rooms.runtime.remove_pod_sandbox(id).await, "remove the sandbox")
+    pub async fn remove_sandbox(&self, pod: &Pod, id: &str) -> Result<(), Failure> {
+        self.runtime_gone(self.rooms.runtime.remove_pod_sandbox(id).await, "remove the sandbox")?;
+        self.remove_leftover(pod, id).await
+    }
+
+    /// What the runtime has removed must not go on in the pod's cgroup.
+    async fn remove_leftover(&self, pod: &Pod, id: &str) -> Result<(), Failure> {
+        let (cgroups, uid, qos) =
+            (self.rooms.cgroups.clone(), self.pod.uid.clone(), translate::qos_class(pod));
+        let id = id.to_owned();
+        let removed = tokio::task::spawn_blocking(move || cgroups.remove_leftover(qos, &uid, &id)).await;
+        self.cgroup_gone(removed, "remove what is left of the container's cgroup")
+    }
+
+    fn cgroup_gone(
+        &self,
+        removed: Result<Result<(), crate::cgroup::Error>, tokio::task::JoinError>,
+        what: &str,
+    ) -> Result<(), Failure> {
+        match removed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(pod = %self.pod, %error, "cannot {what}");
+                Err(Failure::default())
+            }
+            Err(error) => {
+                tracing::error!(pod = %self.pod, %error, "panicked: {what}");
+                Err(Failure::default())
+            }
+        }
     }
 
     /// What is not there any more is as wanted.
@@ -441,20 +470,9 @@ impl Steps {
         let (cgroups, uid, qos) =
             (self.rooms.cgroups.clone(), self.pod.uid.clone(), translate::qos_class(pod));
         let removed = tokio::task::spawn_blocking(move || remove_cgroup(&cgroups, qos, &uid)).await;
-        match removed {
-            Ok(Ok(())) => {
-                self.cgroup_made = false;
-                Ok(())
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(pod = %self.pod, %error, "cannot remove the pod's cgroup");
-                Err(Failure::default())
-            }
-            Err(error) => {
-                tracing::error!(pod = %self.pod, %error, "removing the pod's cgroup panicked");
-                Err(Failure::default())
-            }
-        }
+        self.cgroup_gone(removed, "remove the pod's cgroup")?;
+        self.cgroup_made = false;
+        Ok(())
     }
 
     /// Everything on the host that bears the pod's name. The pod's directory goes last: while it is there, an agent that
