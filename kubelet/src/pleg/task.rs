@@ -9,8 +9,9 @@ use super::{Config, Health, Index, Request};
 use crate::api::{PodRef, PodUid};
 use crate::metrics::Metrics;
 use cri::v1;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -164,7 +165,8 @@ impl Task {
                 let pod = listed.pod();
                 Ok((pod, look::observe(&runtime, listed, &before, seq).await?))
             };
-            let seen = seen.await;
+            // A bug in one look must not leave its pod unseen for good.
+            let seen = AssertUnwindSafe(seen).catch_unwind().await.unwrap_or_else(|_| Err(panicked(&uid)));
             Done::Pod(uid, seen)
         });
     }
@@ -472,6 +474,16 @@ async fn first_look(runtime: &cri::Client, seq: u64) -> Result<Picture, cri::Err
 
 /// Pods looked at at once in the first look.
 const FIRST_LOOKS_AT_ONCE: usize = 16;
+
+fn panicked(uid: &PodUid) -> cri::Error {
+    cri::Error {
+        call: "ListPodSandbox",
+        object: uid.to_string(),
+        kind: cri::Kind::Other,
+        code: cri::Code::Internal,
+        message: "the look at the pod panicked".to_owned(),
+    }
+}
 
 fn backoff(failures: u32) -> Duration {
     RETRY.0.saturating_mul(1 << failures.min(8)).min(RETRY.1)
