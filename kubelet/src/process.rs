@@ -6,6 +6,7 @@ use crate::assemble::{Agent, Settings};
 use crate::config::Loaded;
 use crate::metrics::Metrics;
 use crate::server::{CertSource, SecureConfig, Server, ServerConfig};
+use crate::status::Change;
 use crate::view::View;
 use anyhow::{Context, bail};
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
@@ -82,12 +84,29 @@ pub async fn run(loaded: &Loaded) -> anyhow::Result<()> {
         "connected to the runtime"
     );
     let agent = Agent::start(settings, client, &capabilities, metrics)?;
+    let trim = tokio::spawn(trim_when_quiet(agent.statuses.subscribe()));
     view.agent_started(agent);
     end.wait().await;
+    trim.abort();
     tracing::info!("ending; pods go on running");
     server.stop(SERVER_GRACE).await;
     Ok(())
 }
+
+/// A burst of pods leaves holes in the heap: once no status has changed for a while, they go back to the machine.
+async fn trim_when_quiet(mut changes: broadcast::Receiver<Change>) {
+    while !matches!(changes.recv().await, Err(RecvError::Closed)) {
+        while tokio::time::timeout(QUIET, changes.recv())
+            .await
+            .is_ok_and(|c| !matches!(c, Err(RecvError::Closed)))
+        {}
+        // A panic in there would be the allocator's.
+        let _ = tokio::task::spawn_blocking(crate::sys::trim_heap).await;
+    }
+}
+
+/// How long nothing happens before the agent takes it for quiet.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// How long open requests may go on when the agent ends.
 const SERVER_GRACE: Duration = Duration::from_millis(200);

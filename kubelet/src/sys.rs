@@ -1,6 +1,6 @@
 //! The one module with unsafe code: what the C library offers and no safe crate wraps.
 //!
-//! `main` calls it before anything else runs. It must never grow policy.
+//! `main` and `process` call it. It must never grow policy.
 #![allow(unsafe_code, reason = "calls into the C library, each argued where it stands")]
 
 /// Keeps all threads on one heap. By default each thread of the C library's allocator gets an arena of its own, and
@@ -12,5 +12,15 @@ pub fn one_heap() {
     unsafe {
         // It fails for unknown parameters only; the default is then as good.
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives memory that is free inside the heap back to the machine. Takes milliseconds, under the allocator's lock.
+/// Elsewhere than on glibc there is nothing to do.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only releases pages that hold no allocation, under the allocator's own lock.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
