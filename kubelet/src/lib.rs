@@ -23,6 +23,7 @@ pub mod mountinfo;
 pub mod node;
 pub mod pleg;
 pub mod pod;
+pub mod probe;
 pub mod process;
 pub mod quantity;
 pub mod server;

@@ -11,6 +11,7 @@ use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
 use crate::api::{self, PodRef, PodUid};
 use crate::pleg::observed::{Instance, Observed, State};
+use crate::probe::Readiness;
 use crate::status::{self, api_status};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +45,8 @@ struct Actor {
     /// The newest of what was published and what this actor looked at itself.
     seen: Arc<Observed>,
     memory: Memory,
+    /// What probes made of the containers.
+    readiness: Arc<Readiness>,
     /// Crash back-offs that were told of: of which instance, and in which words.
     told: HashMap<String, (String, Waiting)>,
     /// The newest instance of each container that was removed from the runtime.
@@ -80,6 +83,7 @@ impl Actor {
             observed,
             seen,
             memory,
+            readiness: Arc::default(),
             told: HashMap::new(),
             removed: HashMap::new(),
             reasons: BTreeMap::new(),
@@ -148,6 +152,7 @@ impl Actor {
             desired,
             observed: &self.seen,
             memory: &self.memory,
+            readiness: &self.readiness,
             cgroup: self.steps.cgroup_made,
             now: self.rooms.clock.nanos(),
             backoff_cap: self.rooms.backoff_cap,

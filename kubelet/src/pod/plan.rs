@@ -14,6 +14,7 @@ use super::translate;
 use crate::api::{self, Container, Pod, PodRef};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
+use crate::probe::Readiness;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -168,6 +169,8 @@ pub struct Input<'a> {
     pub observed: &'a Observed,
     /// What was tried.
     pub memory: &'a Memory,
+    /// What probes made of its containers.
+    pub readiness: &'a Readiness,
     /// The pod's cgroup exists (or may).
     pub cgroup: bool,
     /// Nanoseconds since the epoch.
@@ -197,9 +200,16 @@ pub fn plan(input: &Input<'_>) -> Plan {
 
 /// Nothing of the pod runs, and nothing of it will run again.
 pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
-    let memory = Memory::default();
-    let input =
-        Input { desired, observed, memory: &memory, cgroup: false, now: 0, backoff_cap: Duration::ZERO };
+    let (memory, readiness) = (Memory::default(), Readiness::default());
+    let input = Input {
+        desired,
+        observed,
+        memory: &memory,
+        readiness: &readiness,
+        cgroup: false,
+        now: 0,
+        backoff_cap: Duration::ZERO,
+    };
     (desired.stop.is_some() || outcome(&input).is_some()) && !observed.is_live()
 }
 

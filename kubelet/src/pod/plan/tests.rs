@@ -67,7 +67,16 @@ fn observed(sandboxes: Vec<Sandbox>, containers: Vec<Instance>) -> Observed {
 }
 
 fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) -> Plan {
-    plan(&Input { desired, observed, memory, cgroup: false, now, backoff_cap: backoff::DEFAULT_CAP })
+    let readiness = Readiness::default();
+    plan(&Input {
+        desired,
+        observed,
+        memory,
+        readiness: &readiness,
+        cgroup: false,
+        now,
+        backoff_cap: backoff::DEFAULT_CAP,
+    })
 }
 
 /// The steps in short: `sandbox 0`, `start a 1`, `kill a-0`, …
@@ -325,6 +334,7 @@ struct Sim {
     desired: Desired,
     seen: Observed,
     memory: Memory,
+    readiness: Readiness,
     cgroup: bool,
     now: i64,
     births: i64,
@@ -337,6 +347,7 @@ impl Sim {
             desired: desired(pod),
             seen: Observed::default(),
             memory: Memory::default(),
+            readiness: Readiness::default(),
             cgroup: true,
             now: NOW,
             births: 0,
@@ -349,6 +360,7 @@ impl Sim {
             desired: &self.desired,
             observed: &self.seen,
             memory: &self.memory,
+            readiness: &self.readiness,
             cgroup: self.cgroup,
             now: self.now,
             backoff_cap: backoff::DEFAULT_CAP,
