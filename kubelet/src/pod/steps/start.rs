@@ -1,0 +1,326 @@
+//! From a pod's arrival to its processes: directories, cgroup, volumes, sandbox, images, containers.
+
+use super::{Failure, Made, Steps};
+use crate::api::{self, Container, Pod};
+use crate::event::{ContainerList, Kind, container_path};
+use crate::image::EnsureImage;
+use crate::log;
+use crate::pleg::observed::Observed;
+use crate::pod::translate::{self, ContainerInput, EnvSources, SourceError};
+use crate::volume::Mounted;
+use cri::v1;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+impl Steps {
+    /// Directories, cgroup and volumes: what must be there before anything of the pod runs.
+    async fn prepare(&mut self, pod: &Pod) -> Result<(), Failure> {
+        if self.mounted.is_some() {
+            return Ok(());
+        }
+        let qos = translate::qos_class(pod);
+        let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
+        self.cgroup_made = true;
+        if let Err(error) = self.rooms.cgroups.create_pod(qos, &self.pod.uid, &values) {
+            let message = format!("error: {error}");
+            self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
+            return Err(Failure::default());
+        }
+        if let Err(error) = self.rooms.volumes.prepare_pod_dirs(&self.pod.uid) {
+            self.event(Kind::Warning, None, error.reason, error.message);
+            return Err(Failure::default());
+        }
+        match self.rooms.volumes.setup(pod, values.memory_limit).await {
+            Ok(mounted) => {
+                self.mounted = Some(mounted);
+                Ok(())
+            }
+            Err(error) => {
+                for e in error.all() {
+                    self.event(Kind::Warning, None, e.reason, e.message.clone());
+                }
+                Err(Failure::default())
+            }
+        }
+    }
+
+    pub async fn create_sandbox(
+        &mut self,
+        pod: &Pod,
+        attempt: u32,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Failure> {
+        // Whatever comes of this, what was known of an earlier sandbox is void.
+        self.made = None;
+        tokio::select! {
+            prepared = self.prepare(pod) => prepared?,
+            () = stop => return Err(Failure::interrupted()),
+        }
+        let config = self.sandbox_config(pod, attempt)?;
+        let made = async {
+            self.make_log_dir(&config.log_directory)?;
+            let handler = String::new();
+            let id = self
+                .rooms
+                .runtime
+                .run_pod_sandbox(config.clone(), &handler)
+                .await
+                .map_err(|e| e.rpc_text())?;
+            Ok::<_, String>(id)
+        };
+        match made.await {
+            Ok(id) => {
+                self.sandbox_made = true;
+                self.made = Some(self.known(pod, id, config).await?);
+                Ok(())
+            }
+            Err(message) => {
+                let message = format!("Failed to create pod sandbox: {message}");
+                self.event(Kind::Warning, None, "FailedCreatePodSandBox", message);
+                Err(Failure::default())
+            }
+        }
+    }
+
+    fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<v1::PodSandboxConfig, Failure> {
+        let qos = translate::qos_class(pod);
+        let parent = self.rooms.cgroups.pod_parent(qos, &self.pod.uid);
+        match translate::sandbox_config(pod, attempt, &parent, &self.rooms.facts) {
+            Ok(sandbox) => {
+                for w in sandbox.warnings {
+                    self.event(Kind::Warning, None, w.reason, w.message);
+                }
+                Ok(sandbox.config)
+            }
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {error}");
+                self.event(Kind::Warning, None, "FailedCreatePodSandBox", message);
+                Err(Failure::default())
+            }
+        }
+    }
+
+    fn make_log_dir(&self, dir: &str) -> Result<(), String> {
+        std::fs::create_dir_all(dir).map_err(|e| format!("mkdir {dir}: {e}"))
+    }
+
+    /// The sandbox with the addresses the runtime gave it.
+    async fn known(&self, pod: &Pod, id: String, config: v1::PodSandboxConfig) -> Result<Made, Failure> {
+        if api::spec(pod).host_network.unwrap_or(false) {
+            return Ok(Made { id, config, ips: self.rooms.facts.node_ips.clone() });
+        }
+        let status = self.rooms.runtime.pod_sandbox_status(&id, false).await.map_err(|error| {
+            tracing::warn!(pod = %self.pod, %error, "cannot see the sandbox that was just made");
+            Failure::default()
+        })?;
+        let ips = status.status.as_ref().map(crate::pleg::observed::sandbox_ips).unwrap_or_default();
+        Ok(Made { id, config, ips })
+    }
+
+    pub async fn start(
+        &mut self,
+        pod: &Pod,
+        seen: &Observed,
+        list: ContainerList,
+        index: usize,
+        restart_count: u32,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Failure> {
+        let Some(c) = self.container(pod, list, index) else { return Ok(()) };
+        tokio::pin!(stop);
+        tokio::select! {
+            ready = self.ready_to_start(pod, seen) => ready?,
+            () = &mut stop => return Err(Failure::interrupted()),
+        }
+        let Some((made, mounted)) = self.made.as_ref().zip(self.mounted.as_ref()) else {
+            return Err(Failure::default());
+        };
+        let path = container_path(list, &c.name);
+        let image = tokio::select! {
+            biased;
+            () = &mut stop => return Err(Failure::interrupted()),
+            image = self.image(pod, c, &path, made) => image?,
+        };
+        let config = self.container_config(pod, list, c, restart_count, &image, made, mounted).await;
+        let config = config.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
+        let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
+        if let Some((dir, _)) = log_path.rsplit_once('/') {
+            self.make_log_dir(dir).map_err(|e| self.failed(&path, "CreateContainerError", &e))?;
+        }
+        let created = self.rooms.runtime.create_container(&made.id, config, made.config.clone()).await;
+        let id = created.map_err(|e| self.failed(&path, "CreateContainerError", &e.message))?;
+        self.event(Kind::Normal, Some(path.clone()), "Created", "Container created".to_owned());
+        self.run(list, c, &path, &id, &log_path).await
+    }
+
+    /// Starts an instance that an earlier incarnation of the agent created.
+    pub async fn resume(
+        &self,
+        pod: &Pod,
+        list: ContainerList,
+        index: usize,
+        id: &str,
+    ) -> Result<(), Failure> {
+        let Some(c) = self.container(pod, list, index) else { return Ok(()) };
+        let path = container_path(list, &c.name);
+        let status = self.rooms.runtime.container_status(id, false).await;
+        let log_path = status.ok().and_then(|s| s.status).map(|s| s.log_path).unwrap_or_default();
+        self.run(list, c, &path, id, &log_path).await
+    }
+
+    async fn run(
+        &self,
+        list: ContainerList,
+        c: &Container,
+        path: &str,
+        id: &str,
+        log_path: &str,
+    ) -> Result<(), Failure> {
+        if let Err(error) = self.rooms.runtime.start_container(id).await {
+            let mut failure = self.failed(path, "RunContainerError", &error.message);
+            failure.not_started = Some(id.to_owned());
+            return Err(failure);
+        }
+        self.event(Kind::Normal, Some(path.to_owned()), "Started", "Container started".to_owned());
+        let kind = if list == ContainerList::Init { "init_container" } else { "container" };
+        self.rooms.metrics.started_containers.with([kind]).inc();
+        let link = log::link_path(&self.rooms.log_links_dir, &self.pod, &c.name, id);
+        if let Err(error) = log::create_link(&link, Path::new(log_path)) {
+            tracing::warn!(pod = %self.pod, container = c.name, %error, "cannot link the container's log");
+        }
+        Ok(())
+    }
+
+    fn failed(&self, path: &str, reason: &str, message: &str) -> Failure {
+        self.event(Kind::Warning, Some(path.to_owned()), "Failed", format!("Error: {message}"));
+        Failure::waiting(reason, message)
+    }
+
+    /// After a restart of the agent the sandbox was made by an earlier incarnation: rebuild what is known of it.
+    async fn ready_to_start(&mut self, pod: &Pod, seen: &Observed) -> Result<(), Failure> {
+        self.prepare(pod).await?;
+        if self.made.is_some() {
+            return Ok(());
+        }
+        let Some(sandbox) = seen.sandbox() else { return Err(Failure::default()) };
+        let config = self.sandbox_config(pod, sandbox.attempt)?;
+        let on_host = api::spec(pod).host_network.unwrap_or(false);
+        let ips = if on_host { self.rooms.facts.node_ips.clone() } else { sandbox.ips.clone() };
+        self.made = Some(Made { id: sandbox.id.clone(), config, ips });
+        Ok(())
+    }
+
+    async fn image(
+        &self,
+        pod: &Pod,
+        c: &Container,
+        path: &str,
+        made: &Made,
+    ) -> Result<crate::image::ImageRef, Failure> {
+        let request = EnsureImage {
+            pod: &self.pod,
+            pod_annotations: pod.metadata.annotations.as_ref(),
+            field_path: path,
+            image: c.image.as_deref().unwrap_or_default(),
+            policy: c.image_pull_policy.as_deref(),
+            sandbox_config: &made.config,
+            runtime_handler: "",
+        };
+        self.rooms.images.ensure(request).await.map_err(|e| {
+            self.event(Kind::Warning, Some(path.to_owned()), "Failed", format!("Error: {}", e.reason));
+            let mut failure = Failure::waiting(e.reason, e.message);
+            failure.retry_at = e.retry_at.map(|at| {
+                let wait = at.saturating_duration_since(tokio::time::Instant::now());
+                self.rooms.clock.nanos().saturating_add(i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX))
+            });
+            failure
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is a different source of the configuration")]
+    async fn container_config(
+        &self,
+        pod: &Pod,
+        list: ContainerList,
+        c: &Container,
+        restart_count: u32,
+        image: &crate::image::ImageRef,
+        made: &Made,
+        mounted: &Mounted,
+    ) -> Result<v1::ContainerConfig, String> {
+        let rooms = &self.rooms;
+        let hosts = self.hosts_file(pod, &made.ips)?;
+        let log = rooms.volumes.termination_log(&self.pod.uid, &c.name).map_err(|e| e.to_string())?;
+        let log = log.to_string_lossy();
+        let mut input = ContainerInput {
+            pod,
+            list,
+            container: c,
+            restart_count,
+            image_ref: &image.id,
+            image: &image.user,
+            pod_ips: &made.ips,
+            mounts: &[],
+            termination_log_host_path: Some(&log),
+            etc_hosts_host_path: hosts.as_deref(),
+            service_env: &[],
+            env_sources: &EnvFiles(mounted),
+            target_id: None,
+            facts: &rooms.facts,
+        };
+        let env = translate::environment(&input).map_err(|e| e.to_string())?;
+        let expand = |text: &str| {
+            let expanded = translate::expand::expand_strict(text, |name| translate::env::lookup(&env, name));
+            expanded
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .map_err(|missing| format!("missing value for {}", missing.0))
+        };
+        let rro = rooms.recursive_read_only;
+        let mounts = rooms.volumes.mounts(pod, c, mounted, rro, &expand).await.map_err(|e| e.message)?;
+        input.mounts = &mounts;
+        translate::container_config(&input).map_err(|e| e.to_string())
+    }
+
+    /// Writes the pod's managed `/etc/hosts`; none for a pod whose containers bring their own.
+    fn hosts_file(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Option<String>, String> {
+        let on_host = api::spec(pod).host_network.unwrap_or(false);
+        let name =
+            translate::pod_hostname(pod, &self.rooms.facts.cluster_domain).map_err(|e| e.to_string())?;
+        let host_file = on_host
+            .then(|| std::fs::read_to_string(&self.rooms.host_hosts_file))
+            .transpose()
+            .map_err(|e| format!("{}: {e}", self.rooms.host_hosts_file.display()))?;
+        let text = translate::etc_hosts(pod, ips, &name, host_file.as_deref());
+        let path: PathBuf = self.rooms.volumes.pod_dir(&self.pod.uid).join("etc-hosts");
+        // Other containers have this very file mounted, so it is written in place; what is right already is left alone, so
+        // that a full disk does not cut it to nothing.
+        if !std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+            std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        Ok(Some(path.to_string_lossy().into_owned()))
+    }
+}
+
+/// What variables are read from on a node without an API server: files of the pod's own volumes.
+struct EnvFiles<'a>(&'a Mounted);
+
+/// Upstream's bound for such a file.
+const ENV_FILE_LIMIT: u64 = 64 << 10;
+
+impl EnvSources for EnvFiles<'_> {
+    fn config_map(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
+        translate::NoSources.config_map(namespace, name)
+    }
+    fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
+        translate::NoSources.secret(namespace, name)
+    }
+    fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+        match self.0.read(volume, path, ENV_FILE_LIMIT) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                translate::NoSources.file(pod, volume, path)
+            }
+            other => other.map_err(|e| SourceError::Other(format!("file {volume}/{path}: {e}"))),
+        }
+    }
+}
