@@ -9,6 +9,7 @@
 //! effect happened is then as unknown as after a time-out.
 
 mod image;
+mod lost_task;
 mod runtime;
 
 use std::fmt;
@@ -55,6 +56,8 @@ pub struct Client {
 }
 
 struct Inner {
+    /// To the runtime; for what is not CRI.
+    link: Link,
     runtime: RuntimeService,
     image: ImageService,
     deadlines: Deadlines,
@@ -123,6 +126,7 @@ impl Builder {
         let origin = http::Uri::from_static("http://localhost");
         let runtime_link = Link::start(self.runtime, self.backoff);
         let image_link = self.image.map_or_else(|| runtime_link.clone(), |c| Link::start(c, self.backoff));
+        let link = runtime_link.clone();
         let runtime = RuntimeServiceClient::with_origin(runtime_link.clone(), origin.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
@@ -143,6 +147,7 @@ impl Builder {
         };
         tokio::spawn(watch_link(watch, publish));
         let inner = Inner {
+            link,
             runtime,
             image,
             deadlines: self.deadlines,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Client, gone_is_done, missing};
+use super::{Client, gone_is_done, lost_task, missing};
 use crate::error::Result;
 use crate::v1;
 
@@ -221,8 +221,24 @@ impl Client {
         gone_is_done(done.map(drop))
     }
 
-    /// Removes the container, by force if it runs. Idempotent: a container that is gone is no error.
+    /// Removes the container, by force if it runs. Idempotent: a container that is gone is no error. A task that containerd
+    /// has lost sight of, which would keep the container for ever, is ended by containerd's own API.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
+        let removed = self.remove_container_once(id).await;
+        let Some(error) = removed.as_ref().err().filter(|e| lost_task::is_reason_of(e)) else {
+            return removed;
+        };
+        tracing::warn!(id, %error, "containerd has lost sight of the container's task: deleting it");
+        if let Err(status) =
+            lost_task::delete(self.inner.link.clone(), id, self.inner.deadlines.plain()).await
+        {
+            tracing::warn!(id, code = ?status.code(), message = status.message(), "cannot delete the task");
+            return removed;
+        }
+        self.remove_container_once(id).await
+    }
+
+    async fn remove_container_once(&self, id: &str) -> Result<()> {
         let mut service = self.inner.runtime.clone();
         let message = v1::RemoveContainerRequest { container_id: id.to_owned() };
         let done = self

@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use cri::fake::{FakeRuntime, Fault};
+use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
 use node_e2e::manifest::{FOREVER, pod, sh};
 use node_e2e::marks::{Marks, number};
 use node_e2e::proxy::Proxy;
 use node_e2e::wait::eventually;
 use node_e2e::{Node, Options, http, status};
+use std::collections::BTreeMap;
 use std::time::Duration;
+use xtask::image::DEMO;
 
 /// A node with a runtime that may be killed; skipped aloud where it is somebody else's.
 async fn with_own_runtime() -> Option<Node> {
@@ -238,4 +241,69 @@ async fn a_cut_event_stream_is_opened_anew_and_what_was_missed_is_found() {
         .await;
     }
     node.finish_on_fake(&fake).await;
+}
+
+/// The runtime does not know that the container's task runs: left now and then of a StartContainer whose client went away.
+/// Made here behind the back of containerd's CRI service.
+#[tokio::test]
+async fn a_task_that_containerd_lost_sight_of_does_not_keep_its_pod() {
+    let options = Options { stopped: true, ..Options::default() };
+    let Some(mut node) = Node::start_with(options).await else { return };
+    let Some(containerd) = node.turn.as_ref().and_then(|t| t.private()) else {
+        node_e2e::skip("the runtime of CRI_SOCKET may be no containerd, or have no ctr");
+        return node.finish().await;
+    };
+    let (ctr, socket) = (containerd.installed().ctr(), containerd.socket());
+    let labels = BTreeMap::from(
+        [("name", "lost"), ("namespace", "default"), ("uid", "lost-1")]
+            .map(|(key, value)| (format!("io.kubernetes.pod.{key}"), value.to_owned())),
+    );
+    let options = v1::NamespaceOption {
+        network: v1::NamespaceMode::Node.into(),
+        pid: v1::NamespaceMode::Container.into(),
+        ..Default::default()
+    };
+    let context =
+        v1::LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+    let sandbox = v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: "lost".into(),
+            uid: "lost-1".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        labels: labels.clone(),
+        linux: Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
+        ..Default::default()
+    };
+    let sandbox_id = node.cri.run_pod_sandbox(sandbox.clone(), "").await.unwrap();
+    let context =
+        v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+    let mut container_labels = labels;
+    container_labels.insert("io.kubernetes.container.name".to_owned(), "c".to_owned());
+    let container = v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: DEMO.to_owned(), ..Default::default() }),
+        command: vec!["sleep".to_owned(), "100000".to_owned()],
+        labels: container_labels,
+        linux: Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() }),
+        ..Default::default()
+    };
+    let id = node.cri.create_container(&sandbox_id, container, sandbox).await.unwrap();
+    let started = tokio::process::Command::new(ctr)
+        .arg("--address")
+        .arg(socket)
+        .args(["--namespace", "k8s.io", "task", "start", "--detach", &id])
+        .output()
+        .await
+        .unwrap();
+    assert!(started.status.success(), "{started:?}");
+    let seen = node.cri.container_status(&id, false).await.unwrap().status.unwrap();
+    assert_eq!(seen.state(), v1::ContainerState::ContainerCreated);
+
+    node.launch().await;
+    node.wait_healthy().await;
+    node.wait_clean().await;
+    assert!(node.log().contains("deleting it"), "the task was in nobody's way");
+    node.finish().await;
 }
