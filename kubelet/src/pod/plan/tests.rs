@@ -1,7 +1,10 @@
 //! Tables and properties of the plan.
 
 use super::*;
-use crate::api::{Origin, Pod};
+use crate::api::{self, Container, Origin, Pod};
+use crate::pleg::observed::{Instance, State};
+use crate::pod::desired::StopReason;
+use crate::pod::translate;
 use proptest::prelude::*;
 use serde_json::json;
 use std::sync::Arc;
