@@ -37,8 +37,8 @@ pub type Outcome = Result<(), String>;
 
 /// Containers' names and what they run.
 const ROLES: &[(&str, &str)] = &[
-    ("polite", "trap 'exit 7' TERM; while :; do sleep 0.05; done"),
-    ("deaf", "trap '' TERM; while :; do sleep 0.05; done"),
+    ("polite", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"),
+    ("deaf", "trap '' TERM; echo ready; while :; do sleep 0.05; done"),
     ("succeeds", "exit 0"),
     ("fails", "exit 3"),
     ("talks", "echo to out; echo to err >&2"),
@@ -55,8 +55,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[cfg(feature = "fake")]
 pub fn script(fake: &crate::fake::FakeRuntime) {
     use crate::fake::{ExecAnswer, Script};
-    fake.script("polite", Script::forever().on_term(7, Duration::from_millis(20)));
-    fake.script("deaf", Script::forever().ignores_term());
+    fake.script("polite", Script::forever().on_term(7, Duration::from_millis(20)).prints("ready"));
+    fake.script("deaf", Script::forever().ignores_term().prints("ready"));
     fake.script("succeeds", Script::exits(0, Duration::ZERO));
     fake.script("fails", Script::exits(3, Duration::ZERO));
     fake.script("talks", Script::exits(0, Duration::ZERO).prints("to out").complains("to err"));
@@ -243,6 +243,22 @@ impl Pod {
         }
     }
 
+    /// Waits until the container's log has just these lines, in any order; their times are left out.
+    async fn said(&self, id: &str, wanted: &[&str]) -> Outcome {
+        let path = self.status(id).await?.log_path;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = tokio::fs::read_to_string(&path).await.map_err(|e| format!("{path}: {e}"))?;
+            let mut lines: Vec<&str> = log.lines().filter_map(|l| Some(l.split_once(' ')?.1)).collect();
+            lines.sort_unstable();
+            if lines == wanted {
+                return ensure(log.lines().all(|l| l.contains('T')), || log.clone());
+            }
+            ensure(Instant::now() < deadline, || format!("{path} has {log:?}"))?;
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn sandbox_status(&self) -> Result<v1::PodSandboxStatus, String> {
         let answer = self.client.pod_sandbox_status(&self.id, false).await.map_err(text)?;
         answer.status.ok_or_else(|| "a status without a status".to_owned())
@@ -334,7 +350,7 @@ async fn a_container_is_created_started_stopped_and_removed(subject: &Subject) -
         ensure(running.started_at >= running.created_at, || format!("{running:?}"))?;
         same("finished_at", running.finished_at, 0)?;
         // The trap has to be set before the signal comes.
-        sleep(Duration::from_millis(300)).await;
+        pod.said(&id, &["stdout F ready"]).await?;
         for stop in ["first", "second"] {
             pod.client.stop_container(&id, 30).await.map_err(|e| format!("{stop} stop: {}", text(e)))?;
         }
@@ -369,7 +385,7 @@ async fn exit_codes_and_reasons_are_told(subject: &Subject) -> Outcome {
 async fn a_container_that_ignores_the_stop_signal_is_killed_after_its_grace(subject: &Subject) -> Outcome {
     in_pod(subject, async |pod| {
         let id = pod.start("deaf").await?;
-        sleep(Duration::from_millis(300)).await;
+        pod.said(&id, &["stdout F ready"]).await?;
         let started = Instant::now();
         pod.client.stop_container(&id, 1).await.map_err(text)?;
         ensure(started.elapsed() >= Duration::from_secs(1), || {
@@ -629,20 +645,9 @@ async fn a_container_of_an_absent_image_cannot_be_created(subject: &Subject) -> 
 async fn output_goes_to_the_log_file(subject: &Subject) -> Outcome {
     in_pod(subject, async |pod| {
         let id = pod.start("talks").await?;
-        let path = pod.exited(&id).await?.log_path;
-        let wanted = ["stderr F to err", "stdout F to out"];
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            // The runtime may write after it told the exit.
-            let log = tokio::fs::read_to_string(&path).await.map_err(|e| format!("{path}: {e}"))?;
-            let mut lines: Vec<&str> = log.lines().filter_map(|l| Some(l.split_once(' ')?.1)).collect();
-            lines.sort_unstable();
-            if lines == wanted {
-                return ensure(log.lines().all(|l| l.contains('T')), || log.clone());
-            }
-            ensure(Instant::now() < deadline, || format!("{path} has {log:?}"))?;
-            sleep(Duration::from_millis(10)).await;
-        }
+        pod.exited(&id).await?;
+        // The runtime may write after it told the exit.
+        pod.said(&id, &["stderr F to err", "stdout F to out"]).await
     })
     .await
 }
