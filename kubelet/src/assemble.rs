@@ -16,7 +16,7 @@ use crate::api::{Origin, Pod, PodRef};
 use crate::cgroup::{CgroupConfig, Cgroups, NodeValues};
 use crate::clock::Clock;
 use crate::event::Recorder;
-use crate::image::{Images, PullConfig};
+use crate::image::{ImageConfig, Images};
 use crate::metrics::Metrics;
 use crate::pleg::{self, Pleg};
 use crate::pod::Rooms;
@@ -58,8 +58,8 @@ pub struct Settings {
     pub backoff_cap: Duration,
     /// The wall clock.
     pub clock: Clock,
-    /// How images are pulled.
-    pub images: PullConfig,
+    /// How images are pulled and with what.
+    pub images: ImageConfig,
     /// How often pleg looks when nothing tells it to.
     pub pleg: pleg::Config,
     /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).

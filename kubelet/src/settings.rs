@@ -6,7 +6,8 @@ use crate::assemble::Settings;
 use crate::cgroup::{CgroupConfig, NodeValues};
 use crate::clock::Clock;
 use crate::config::Loaded;
-use crate::image::PullConfig;
+use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
+use crate::image::{CredentialConfig, ImageConfig, PullConfig};
 use crate::log;
 use crate::node::{self, Capacity};
 use crate::pleg;
@@ -54,6 +55,9 @@ pub enum SettingsError {
         /// Why.
         source: std::io::Error,
     },
+    /// Exec credential providers.
+    #[error(transparent)]
+    CredentialProvider(#[from] provider::ProviderConfigError),
     /// Reservations leave nothing.
     #[error("{field}: {reserved} reserved of {capacity}: nothing would be left for pods")]
     Reserved {
@@ -122,12 +126,7 @@ impl Settings {
             node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
             clock: Clock::System,
-            images: PullConfig {
-                serialize: config.serialize_image_pulls,
-                max_parallel: config.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok()),
-                registry_qps: config.registry_pull_qps.unsigned_abs(),
-                registry_burst: config.registry_burst.unsigned_abs(),
-            },
+            images: images(loaded, &root_dir)?,
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())
                 .then(|| (PathBuf::from(&config.static_pod_path), config.file_check_frequency.to_std())),
@@ -136,6 +135,28 @@ impl Settings {
             facts,
         })
     }
+}
+
+fn images(loaded: &Loaded, root_dir: &Path) -> Result<ImageConfig, SettingsError> {
+    let (flags, config) = (&loaded.flags, &loaded.config);
+    let home = std::env::var_os("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
+    let plugins = (&flags.image_credential_provider_config, &flags.image_credential_provider_bin_dir);
+    let providers = match plugins {
+        (file, dir) if file.is_empty() && dir.is_empty() => ProvidersConfig::default(),
+        (file, dir) => ProvidersConfig::read(Path::new(file), Path::new(dir))?,
+    };
+    Ok(ImageConfig {
+        pulls: PullConfig {
+            serialize: config.serialize_image_pulls,
+            max_parallel: config.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok()),
+            registry_qps: config.registry_pull_qps.unsigned_abs(),
+            registry_burst: config.registry_burst.unsigned_abs(),
+        },
+        credentials: CredentialConfig {
+            places: SearchPlaces::of_node(root_dir, std::env::current_dir().ok(), home),
+            providers,
+        },
+    })
 }
 
 fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {

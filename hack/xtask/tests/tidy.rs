@@ -38,10 +38,7 @@ const BESIDE_THE_FLOW: &[&str] = &[
 const THE_FLOW: &[&str] = &["world", "pod", "pleg", "status", "assemble"];
 
 /// `(room, part)` that may know each other after all.
-const FLOW_EXCEPTIONS: &[(&str, &str)] = &[
-    // For `pod::translate::ImageUser` alone: a plain value that the translation defines and `image` fills.
-    ("image", "pod"),
-];
+const FLOW_EXCEPTIONS: &[(&str, &str)] = &[];
 
 /// No file is longer; past this it is two files.
 const MAX_LINES: usize = 800;

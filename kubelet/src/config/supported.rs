@@ -35,7 +35,6 @@ const ROTATION: &str = "container logs are not rotated yet";
 const SHUTDOWN: &str = "node shutdown is not handled yet";
 const CSR: &str = "certificates are not requested from a cluster yet";
 const MEMORY_QOS: &str = "memory is not throttled or protected yet";
-const PLUGINS: &str = "image credential plugins are not supported yet";
 const GC: &str = "how many ended containers are kept cannot be changed yet";
 const STATS: &str = "the agent has no such statistics library";
 const LOG_STREAMS: &str = "log streams are not split or buffered yet";
@@ -70,8 +69,8 @@ const FIELDS: &[(&str, Status)] = &[
     ("authentication.anonymous.enabled", Supported),
     ("authorization.mode", Only(&["\"AlwaysAllow\""], API)),
     ("authorization.webhook", NotYet(API)),
-    ("registryPullQPS", NotYet("the rate of image pulls is not limited yet")),
-    ("registryBurst", NotYet("the rate of image pulls is not limited yet")),
+    ("registryPullQPS", Supported),
+    ("registryBurst", Supported),
     ("imagePullCredentialsVerificationPolicy", Only(&["\"NeverVerify\""], "image pull credentials are not verified yet")),
     ("preloadedImagesVerificationAllowlist", NotYet("image pull credentials are not verified yet")),
     ("eventRecordQPS", Noted(API)),
@@ -193,8 +192,8 @@ const FLAGS: &[(&str, Status)] = &[
     ("experimental-allocatable-ignore-eviction", NotYet("thresholds always count in the node's allocatable")),
     ("experimental-mounter-path", NotYet("the agent mounts by itself")),
     ("hostname-override", Supported),
-    ("image-credential-provider-bin-dir", NotYet(PLUGINS)),
-    ("image-credential-provider-config", NotYet(PLUGINS)),
+    ("image-credential-provider-bin-dir", Supported),
+    ("image-credential-provider-config", Supported),
     ("kubeconfig", NotYet(API)),
     ("lock-file", NotYet("the agent takes no lock file yet")),
     ("maximum-dead-containers", NotYet(GC)),

@@ -2,7 +2,7 @@
 //!
 //! Pod actors call [`Images::ensure`] for each container and [`Images::forget`] when a pod is gone. The room records
 //! every event but the last, `Error: <reason>`, which is the actor's, as it is for any reason a container waits for. It
-//! never removes an image, sends no credentials, and remembers only who failed to pull what (in memory).
+//! remembers only who failed to pull what (in memory).
 //!
 //! | file | |
 //! | --- | --- |
@@ -10,14 +10,17 @@
 //! | `policy` | pull policy, words |
 //! | `backoff` | 10 s doubling to 300 s per pod and image |
 //! | `pull` | pulls under way: a task each, shared, bounded |
+//! | `credential` | what registries are shown: docker configuration files, exec credential providers |
 //! | `runtime` | the seam to the runtime |
 
 mod backoff;
+pub mod credential;
 pub mod name;
 pub mod policy;
 mod pull;
 mod runtime;
 
+pub use credential::CredentialConfig;
 pub use policy::PullPolicy;
 pub use pull::PullConfig;
 pub use runtime::ImageRuntime;
@@ -25,8 +28,8 @@ pub use runtime::ImageRuntime;
 use crate::api::{PodRef, PodUid};
 use crate::event::{Event, Kind, Recorder};
 use crate::metrics::{Metrics, image_size_bucket};
-use crate::pod::translate::ImageUser;
 use backoff::Backoffs;
+use credential::Credentials;
 use cri::v1::{Image, ImageSpec, PodSandboxConfig};
 use pull::Pulls;
 use std::collections::BTreeMap;
@@ -43,9 +46,28 @@ pub struct Images {
 struct Inner {
     runtime: Arc<dyn ImageRuntime>,
     pulls: Arc<Pulls>,
+    credentials: Credentials,
     backoffs: Mutex<Backoffs>,
     recorder: Recorder,
     metrics: Metrics,
+}
+
+/// What the room must be told.
+#[derive(Clone, Debug, Default)]
+pub struct ImageConfig {
+    /// How pulls are bounded.
+    pub pulls: PullConfig,
+    /// Where credentials come from.
+    pub credentials: CredentialConfig,
+}
+
+/// Who an image's processes run as unless a pod says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageUser {
+    /// Numeric `USER`.
+    pub uid: Option<i64>,
+    /// `USER` by name.
+    pub username: Option<String>,
 }
 
 /// A container's wish for an image.
@@ -99,12 +121,14 @@ impl Images {
     /// A room on `runtime`.
     pub fn new(
         runtime: Arc<dyn ImageRuntime>,
-        config: PullConfig,
+        config: ImageConfig,
         recorder: Recorder,
         metrics: Metrics,
     ) -> Self {
-        let pulls = Arc::new(Pulls::new(runtime.clone(), config));
-        Self { inner: Arc::new(Inner { runtime, pulls, backoffs: Mutex::default(), recorder, metrics }) }
+        let pulls = Arc::new(Pulls::new(runtime.clone(), config.pulls));
+        let credentials = Credentials::new(config.credentials, metrics.clone());
+        let backoffs = Mutex::default();
+        Self { inner: Arc::new(Inner { runtime, pulls, credentials, backoffs, recorder, metrics }) }
     }
 
     /// Makes sure the image is here as its pull policy has it. Cancelling it leaves a pull under way alone.
@@ -185,8 +209,13 @@ impl Images {
     async fn pull(&self, wish: &EnsureImage<'_>, spec: ImageSpec) -> Result<ImageRef, ImageError> {
         let start = Instant::now();
         self.event(wish, Kind::Normal, "Pulling", &format!("Pulling image {:?}", wish.image));
-        let result =
-            self.inner.pulls.pull(spec.clone(), wish.runtime_handler, wish.sandbox_config.clone()).await;
+        let credentials = match name::repository(&spec.image) {
+            Ok(repository) => self.inner.credentials.for_image(&repository).await,
+            // It has been parsed before.
+            Err(_) => Vec::new(),
+        };
+        let (handler, sandbox) = (wish.runtime_handler, wish.sandbox_config.clone());
+        let result = self.inner.pulls.pull(spec.clone(), handler, credentials, sandbox).await;
         let pulled = match result {
             Ok(pulled) => pulled,
             Err(message) => {

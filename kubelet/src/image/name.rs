@@ -73,6 +73,16 @@ pub fn parse(image: &str) -> Result<Parsed<'_>, NameError> {
     Ok(Parsed { tag, digest })
 }
 
+/// The full name of the repository that `image` is of, without tag and digest: what credentials are looked up by.
+pub fn repository(image: &str) -> Result<String, NameError> {
+    let parsed = parse(image)?;
+    let (domain, remainder) = split_domain(image);
+    let cut = [parsed.digest.map(|d| d.len() + 1), parsed.tag.map(|t| t.len() + 1)];
+    let path = &remainder[..remainder.len() - cut.into_iter().flatten().sum::<usize>()];
+    let library = if domain == DEFAULT_DOMAIN && !path.contains('/') { "library/" } else { "" };
+    Ok(format!("{domain}/{library}{path}"))
+}
+
 /// `image` with `:latest` where it names neither tag nor digest; otherwise as written.
 pub fn with_default_tag(image: &str) -> Result<String, NameError> {
     let parsed = parse(image)?;
@@ -198,6 +208,19 @@ mod tests {
             assert_eq!(with_default_tag(&image), Ok(image.clone()));
         }
         assert_eq!(parse("a:5000").map(|p| p.tag), Ok(Some("5000")), "without a slash a colon parts the tag");
+    }
+
+    #[test]
+    fn the_repository_is_the_full_name_without_tag_and_digest() {
+        for (image, want) in [
+            ("busybox", "docker.io/library/busybox"),
+            ("busybox:1", "docker.io/library/busybox"),
+            ("index.docker.io/a/b:1", "docker.io/a/b"),
+            ("[::1]:5000/a:v1", "[::1]:5000/a"),
+            (&format!("r.example:5000/a/b:v1@sha256:{SHA}"), "r.example:5000/a/b"),
+        ] {
+            assert_eq!(repository(image).as_deref(), Ok(want));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Called by the room's handle only. A pull belongs to nobody: when those who wait for it leave, it goes on, and who
 //! comes back finds it under way or done. Never retries; that is the back-off's business.
 
+use super::credential::Credential;
 use super::runtime::ImageRuntime;
 use cri::v1::{ImageSpec, PodSandboxConfig};
 use futures::FutureExt;
@@ -45,8 +46,9 @@ pub struct Pulled {
 /// The runtime's message, or why it was not asked.
 pub type PullResult = Result<Pulled, String>;
 type Ongoing = Shared<BoxFuture<'static, PullResult>>;
-/// Image and runtime handler: the same image may be laid out apart for each handler.
-type Key = (String, String);
+/// Image, runtime handler and credentials: the same image may be laid out apart for each handler, and what one may pull
+/// says nothing about another.
+type Key = (String, String, Vec<Credential>);
 
 /// Every pull under way.
 #[derive(Debug)]
@@ -68,14 +70,16 @@ impl Pulls {
         }
     }
 
-    /// Joins the pull of this image for this handler, or starts it. Dropping the future leaves the pull alone.
+    /// Joins the pull of this image for this handler with these credentials, or starts it. They are tried in order;
+    /// without any the pull is anonymous. Dropping the future leaves the pull alone.
     pub async fn pull(
         self: &Arc<Self>,
         image: ImageSpec,
         handler: &str,
+        credentials: Vec<Credential>,
         sandbox: PodSandboxConfig,
     ) -> PullResult {
-        let key = (image.image.clone(), handler.to_owned());
+        let key = (image.image.clone(), handler.to_owned(), credentials);
         let ongoing = {
             let mut table = self.ongoing.lock().unwrap_or_else(PoisonError::into_inner);
             match table.get(&key) {
@@ -93,7 +97,7 @@ impl Pulls {
     }
 
     async fn run(self: Arc<Self>, key: Key, image: ImageSpec, sandbox: PodSandboxConfig) -> PullResult {
-        let _listed = Listed { pulls: &self, key };
+        let listed = Listed { pulls: &self, key };
         let _turn = match &self.turns {
             Some(turns) => Some(turns.acquire().await.map_err(|e| e.to_string())?),
             None => None,
@@ -102,10 +106,28 @@ impl Pulls {
             return Err("pull QPS exceeded".to_owned());
         }
         let start = Instant::now();
-        match self.runtime.pull_image(image, sandbox).await {
-            Ok(image_ref) => Ok(Pulled { image_ref, took: start.elapsed() }),
-            Err(e) => Err(e.message),
+        let credentials = &listed.key.2;
+        let auths: Vec<_> = match credentials.is_empty() {
+            true => vec![None],
+            false => credentials.iter().map(|c| Some(c.auth())).collect(),
+        };
+        let mut failures = Vec::new();
+        for auth in auths {
+            match self.runtime.pull_image(image.clone(), auth, sandbox.clone()).await {
+                Ok(image_ref) => return Ok(Pulled { image_ref, took: start.elapsed() }),
+                Err(e) if !failures.contains(&e.message) => failures.push(e.message),
+                Err(_) => {}
+            }
         }
+        Err(together(failures))
+    }
+}
+
+/// Several failures in one text, as upstream joins them.
+fn together(mut failures: Vec<String>) -> String {
+    match failures.len() {
+        1 => failures.remove(0),
+        _ => format!("[{}]", failures.join(", ")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The handle on a runtime of the test's own, in paused time; words and order against the recorded cases.
 
 use super::*;
+use cri::v1::AuthConfig;
 use futures::future::BoxFuture;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +19,10 @@ struct Fake {
     /// Pulls wait for a permit each.
     gate: Semaphore,
     calls: Mutex<Vec<(&'static str, ImageSpec)>>,
+    /// Users that pulls came with; an empty one for an anonymous pull.
+    users: Mutex<Vec<String>>,
+    /// The only user who may pull, if only one may.
+    only: Mutex<Option<String>>,
     running: AtomicUsize,
     most: AtomicUsize,
     finished: watch::Sender<usize>,
@@ -32,6 +37,8 @@ impl Fake {
             inspect_error: Mutex::default(),
             gate: Semaphore::new(1000),
             calls: Mutex::default(),
+            users: Mutex::default(),
+            only: Mutex::default(),
             running: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             finished: watch::Sender::new(0),
@@ -61,8 +68,15 @@ impl ImageRuntime for Fake {
         let error = self.inspect_error.lock().unwrap().clone();
         Box::pin(async move { error.map_or(Ok(found), |e| Err(failure("ImageStatus", e))) })
     }
-    fn pull_image(&self, image: ImageSpec, _: PodSandboxConfig) -> BoxFuture<'_, cri::Result<String>> {
+    fn pull_image(
+        &self,
+        image: ImageSpec,
+        auth: Option<AuthConfig>,
+        _: PodSandboxConfig,
+    ) -> BoxFuture<'_, cri::Result<String>> {
         Box::pin(async move {
+            let user = auth.map(|a| a.username).unwrap_or_default();
+            self.users.lock().unwrap().push(user.clone());
             self.calls.lock().unwrap().push(("PullImage", image.clone()));
             let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(running, Ordering::SeqCst);
@@ -71,6 +85,9 @@ impl ImageRuntime for Fake {
             self.running.fetch_sub(1, Ordering::SeqCst);
             self.finished.send_modify(|n| *n += 1);
             self.answer.lock().unwrap().clone().map_err(|e| failure("PullImage", e))?;
+            if self.only.lock().unwrap().as_ref().is_some_and(|only| *only != user) {
+                return Err(failure("PullImage", format!("401 for {user:?}")));
+            }
             let here = Self::image(&image.image);
             let id = here.id.clone();
             self.present.lock().unwrap().insert(image.image, here);
@@ -86,7 +103,11 @@ struct Bench {
     metrics: Metrics,
 }
 
-fn bench(fake: Arc<Fake>, config: PullConfig) -> Bench {
+fn bench(fake: Arc<Fake>, pulls: PullConfig) -> Bench {
+    bench_with(fake, ImageConfig { pulls, ..ImageConfig::default() })
+}
+
+fn bench_with(fake: Arc<Fake>, config: ImageConfig) -> Bench {
     let recorder = Recorder::new(1000);
     let events = recorder.subscribe();
     let metrics = Metrics::default();
@@ -338,4 +359,63 @@ async fn a_runtime_that_cannot_look_and_a_policy_that_is_none_are_said_so() {
     assert_eq!(b.events()[0].1, "InspectFailed");
     let e = b.ensure("u", "a:1", "Sometimes").await.unwrap_err();
     assert!(e.message.contains("imagePullPolicy \"Sometimes\""), "{e}");
+}
+
+/// A bench whose node has a docker configuration file with those users, all for `r.test`.
+fn with_credentials(fake: Arc<Fake>, dir: &std::path::Path, entries: &[(&str, &str)]) -> Bench {
+    write_credentials(dir, entries);
+    let places = credential::SearchPlaces { config: vec![dir.to_owned()], legacy: Vec::new() };
+    let credentials = CredentialConfig { places, ..CredentialConfig::default() };
+    let pulls = PullConfig { serialize: false, ..PullConfig::default() };
+    bench_with(fake, ImageConfig { pulls, credentials })
+}
+
+fn write_credentials(dir: &std::path::Path, entries: &[(&str, &str)]) {
+    let auths: serde_json::Map<_, _> = entries
+        .iter()
+        .map(|(place, user)| ((*place).to_owned(), serde_json::json!({ "username": user, "password": "p" })))
+        .collect();
+    let text = serde_json::json!({ "auths": auths }).to_string();
+    std::fs::write(dir.join("config.json"), text).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_are_tried_in_turn_until_one_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = [("r.test", "host"), ("r.test/priv", "path"), ("other.test", "other")];
+    let b = with_credentials(Fake::new(&[], Ok(())), dir.path(), &entries);
+    *b.fake.only.lock().unwrap() = Some("host".into());
+    b.ensure("u", "r.test/priv/x:v1", "").await.unwrap();
+    assert_eq!(b.fake.users.lock().unwrap().split_off(0), ["path", "host"]);
+    // Nothing fits: an anonymous pull.
+    assert_eq!(b.ensure("u", "s.test/x:v1", "").await.unwrap_err().message, "401 for \"\"");
+    // All fail: all is told, what is the same once, as golden case image-pullsecrets has it.
+    *b.fake.only.lock().unwrap() = Some("nobody".into());
+    let e = b.ensure("v", "r.test/priv/y:v1", "").await.unwrap_err();
+    assert_eq!((e.reason, e.message.as_str()), ("ErrImagePull", "[401 for \"path\", 401 for \"host\"]"));
+    *b.fake.answer.lock().unwrap() = Err("no such host".into());
+    assert_eq!(b.ensure("w", "r.test/priv/z:v1", "").await.unwrap_err().message, "no such host");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_is_not_shared_across_credentials_and_a_changed_file_counts_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = Arc::new(with_credentials(Fake::new(&[], Ok(())), dir.path(), &[("r.test", "old")]));
+    b.fake.gate.forget_permits(1000);
+    let ask = |uid: &'static str| {
+        let b = b.clone();
+        tokio::spawn(async move { b.ensure(uid, "r.test/x:v1", "Always").await })
+    };
+    let (first, second) = (ask("1"), ask("2"));
+    tokio::task::yield_now().await;
+    write_credentials(dir.path(), &[("r.test", "newer")]);
+    let third = ask("3");
+    tokio::task::yield_now().await;
+    b.fake.gate.add_permits(2);
+    for asked in [first, second, third] {
+        asked.await.unwrap().unwrap();
+    }
+    let mut users = b.fake.users.lock().unwrap().split_off(0);
+    users.sort();
+    assert_eq!(users, ["newer", "old"]);
 }

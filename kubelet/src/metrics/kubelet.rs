@@ -224,6 +224,8 @@ families! {
     // image
     image_pull_duration: Family<Histogram, 1> = histograms("kubelet_image_pull_duration_seconds", "How long pulls took, by size of the image (see image_size_bucket).", ["image_size_in_bytes"], IMAGE_PULL);
     ensure_image_requests: Family<Counter, 3> = counters("kubelet_image_manager_ensure_image_requests_total", "Images asked for, by whether they were here, the pull policy, and whether a pull was needed.", ["present_locally", "pull_policy", "pull_required"]);
+    credential_provider_errors: Family<Counter, 1> = counters("kubelet_credential_provider_plugin_errors_total", "Calls of exec credential providers that failed, by plugin.", ["plugin_name"]);
+    credential_provider_duration: Family<Histogram, 1> = histograms("kubelet_credential_provider_plugin_duration", "How long exec credential providers took, in seconds, by plugin.", ["plugin_name"], DEFAULT);
 
     // status
     pod_status_sync_duration: Histogram = histogram("kubelet_pod_status_sync_duration_seconds", "From a change of a pod's status to the API having it.", STATUS_SYNC);

@@ -5,6 +5,7 @@
 //! | `support` | the machine, and what is asserted of it |
 //! | `scale` | many pods at once |
 //! | `faults` | a runtime that fails, hangs, forgets or restarts |
+//! | `images` | pulls and credentials |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
 //! | `updates` | manifests that change, pods that end |
@@ -14,6 +15,7 @@
 
 mod admission;
 mod faults;
+mod images;
 mod restarts;
 mod scale;
 mod support;

@@ -11,7 +11,7 @@ use kubelet::assemble::{Agent, Settings};
 use kubelet::cgroup::{CgroupConfig, NodeValues};
 use kubelet::clock::Clock;
 use kubelet::event::Event;
-use kubelet::image::PullConfig;
+use kubelet::image::{ImageConfig, PullConfig};
 use kubelet::metrics::Metrics;
 use kubelet::pleg;
 use kubelet::pod::backoff;
@@ -200,7 +200,10 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         },
         backoff_cap: backoff::DEFAULT_CAP,
         clock,
-        images: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
+        images: ImageConfig {
+            pulls: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
+            ..ImageConfig::default()
+        },
         // The nets are cut unless a test asks for them: whatever works does so by events.
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },
         manifests: None,

@@ -8,7 +8,7 @@ use kubelet::api::Origin;
 use kubelet::assemble::Settings;
 use kubelet::cgroup::{CgroupConfig, Cgroups, NodeValues, Version};
 use kubelet::clock::Clock;
-use kubelet::image::PullConfig;
+use kubelet::image::ImageConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
@@ -117,7 +117,7 @@ impl Node {
             },
             backoff_cap: backoff::DEFAULT_CAP,
             clock,
-            images: PullConfig::default(),
+            images: ImageConfig::default(),
             pleg: pleg::Config::default(),
             manifests: None,
             other_sources: HashSet::from([Origin::Api]),

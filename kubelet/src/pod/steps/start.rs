@@ -72,6 +72,7 @@ impl Steps {
         match made.await {
             Ok(id) => {
                 self.sandbox_made = true;
+                self.tell_pull_secrets(pod);
                 self.made = Some(self.known(pod, id, config).await?);
                 Ok(())
             }
@@ -80,6 +81,19 @@ impl Steps {
                 self.event(Kind::Warning, None, "FailedCreatePodSandBox", message);
                 Err(Failure::default())
             }
+        }
+    }
+
+    /// Without an API server there are no secrets; a pull is tried all the same, as upstream does.
+    fn tell_pull_secrets(&self, pod: &Pod) {
+        let wanted = api::spec(pod).image_pull_secrets.iter().flatten();
+        let names: Vec<&str> = wanted.map(|s| s.name.as_str()).filter(|n| !n.is_empty()).collect();
+        if !names.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                names.join(", ")
+            );
+            self.event(Kind::Warning, None, "FailedToRetrieveImagePullSecret", message);
         }
     }
 

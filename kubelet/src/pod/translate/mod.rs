@@ -37,6 +37,7 @@ pub mod security;
 #[cfg(test)]
 mod testing;
 
+pub use crate::image::ImageUser;
 pub use container::{ContainerConfigError, ContainerInput, as_container, container_config};
 pub use dns::{PodDns, ResolvConf, pod_dns};
 pub use env::{EnvSources, EnvVar, NoSources, SourceError, environment};
@@ -46,7 +47,6 @@ pub use hosts::etc_hosts;
 pub use limits::{cpu_quota, cpu_shares, hugepage_name, oom_score_adj, pod_cgroup_resources};
 pub use resources::{PodResources, ResourceList, pod_resources, qos_class};
 pub use sandbox::{SandboxConfig, TranslateError, sandbox_config};
-pub use security::ImageUser;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

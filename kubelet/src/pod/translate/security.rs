@@ -6,6 +6,7 @@ use super::container::{ContainerConfigError, ContainerInput};
 use super::{NodeFacts, TranslateError};
 use crate::api::{Container, Pod, PodRef, spec};
 use crate::event::ContainerList;
+use crate::image::ImageUser;
 use cri::v1::security_profile::ProfileType;
 use cri::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
@@ -14,16 +15,6 @@ use cri::v1::{
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
 };
-
-/// Who an image's processes run as, from the runtime's ImageStatus. Neither is set for an image that names no user,
-/// which means root.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageUser {
-    /// A numeric user.
-    pub uid: Option<i64>,
-    /// A user by name; empty or absent when `uid` is set.
-    pub username: Option<String>,
-}
 
 /// Parts of `/proc` and `/sys` that are hidden unless `procMount: Unmasked`.
 const MASKED_PATHS: [&str; 12] = [
