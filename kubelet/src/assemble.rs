@@ -9,6 +9,7 @@
 //! | pleg | runtime events, look requests | `watch<Arc<Observed>>` per pod, one `Picture` |
 //! | world | `SourceEvent`s, the `Picture` | `watch<Desired>` per pod, the `Directory` |
 //! | a pod's actor | `Desired`, `Observed` | calls to the runtime, statuses, events |
+//! | probes | targets from actors | `watch<Arc<Readiness>>` per pod, events, a file per pod |
 //! | file source | inotify | `SourceEvent`s |
 //! | server | HTTP | what the [`View`] shows |
 
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::pleg::{self, Pleg};
 use crate::pod::Rooms;
 use crate::pod::translate::NodeFacts;
+use crate::probe::{Live, Prober, Probes};
 use crate::source::{self, SourceEvent};
 use crate::status::{NodeIdentity, Statuses};
 use crate::volume::{VolumeConfig, Volumes};
@@ -60,6 +62,8 @@ pub struct Settings {
     pub clock: Clock,
     /// How images are pulled and with what.
     pub images: ImageConfig,
+    /// How containers are probed; `None`: over the runtime and the network.
+    pub prober: Option<Arc<dyn Prober>>,
     /// How often pleg looks when nothing tells it to.
     pub pleg: pleg::Config,
     /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).
@@ -163,6 +167,7 @@ impl Agent {
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;
         facts.runtime.user_namespaces = handler.user_namespaces;
         let statuses = Statuses::default();
+        let prober = settings.prober.unwrap_or_else(|| Arc::new(Live::new(runtime.clone())));
         let rooms = Arc::new(Rooms {
             images: Images::new(
                 Arc::new(runtime.clone()),
@@ -172,6 +177,7 @@ impl Agent {
             ),
             runtime,
             pleg: pleg.clone(),
+            probes: Probes::spawn(prober, recorder.clone(), metrics.clone(), settings.clock),
             volumes,
             cgroups,
             log_links_dir: settings.log_links_dir,

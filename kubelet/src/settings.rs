@@ -127,6 +127,7 @@ impl Settings {
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
             clock: Clock::System,
             images: images(loaded, &root_dir)?,
+            prober: None,
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())
                 .then(|| (PathBuf::from(&config.static_pod_path), config.file_check_frequency.to_std())),

@@ -3,7 +3,7 @@
 //! Names, types and label names are compared with recorded pages of the stock kubelet in the tests; bucket bounds are
 //! those of its published metrics reference. Help texts are ours.
 
-use super::{Counter, Family, Gauge, Histogram, Process, Registry};
+use super::{Counter, Family, Gauge, Histogram, ProbeMetrics, Process, Registry};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -160,12 +160,15 @@ macro_rules! families {
         #[derive(Debug)]
         pub struct Families {
             registry: Registry,
+            /// What is shown on a page of its own, `/metrics/probes`.
+            pub probes: ProbeMetrics,
             $(#[doc = concat!("`", $name, "`: ", $help)] $(#[$doc])* pub $field: $ty,)*
         }
         impl Families {
             fn new(registry: &Registry) -> Self {
                 Self {
                     registry: registry.clone(),
+                    probes: ProbeMetrics::default(),
                     $($field: registry.$make($name, $help $(, $shape)*),)*
                 }
             }

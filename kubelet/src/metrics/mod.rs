@@ -11,6 +11,7 @@
 //! of counters, in its end marker and in its content type from what upstream serves.
 
 mod kubelet;
+mod probes;
 mod process;
 mod registry;
 mod text;
@@ -20,6 +21,7 @@ mod value;
 mod tests;
 
 pub use kubelet::{BuildInfo, Metrics, buckets, image_size_bucket};
+pub use probes::ProbeMetrics;
 pub use process::Process;
 pub use registry::{Family, Registry};
 pub use text::{Kind, Writer, float};

@@ -62,6 +62,12 @@ impl<M: Shaped, const N: usize> Family<M, N> {
         }
     }
 
+    /// Forgets the series of these label values.
+    pub fn remove(&self, values: [&str; N]) {
+        let mut series = self.0.series.write().unwrap_or_else(PoisonError::into_inner);
+        series.retain(|(have, _)| !have.iter().map(AsRef::as_ref).eq(values.iter().copied()));
+    }
+
     /// Forgets every series (a family whose label values are a snapshot, such as names of what exists now).
     pub fn clear(&self) {
         self.0.series.write().unwrap_or_else(PoisonError::into_inner).clear();

@@ -1,6 +1,6 @@
 //! The actor: one task per pod that plans, acts and looks, until nothing of the pod is left.
 //!
-//! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe: two
+//! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe: three
 //! `watch` channels and a timer. Calls that change the runtime are awaited to their end or deadline, because a call
 //! that was dropped half-way says nothing about what it did; image pulls are dropped when the pod must end.
 
@@ -10,8 +10,9 @@ use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
 use crate::api::{self, PodRef, PodUid};
+use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed, State};
-use crate::probe::Readiness;
+use crate::probe::{self, PodProbes, Readiness, Target, Targets};
 use crate::status::{self, api_status};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +48,7 @@ struct Actor {
     memory: Memory,
     /// What probes made of the containers.
     readiness: Arc<Readiness>,
+    probes: PodProbes,
     /// Crash back-offs that were told of: of which instance, and in which words.
     told: HashMap<String, (String, Waiting)>,
     /// The newest instance of each container that was removed from the runtime.
@@ -75,6 +77,7 @@ impl Actor {
         let start_time = adoption_time(&seen).unwrap_or_else(|| rooms.clock.seconds());
         let memory = adopt(&desired.borrow(), &seen, rooms.backoff_cap);
         let steps = Steps::new(rooms.clone(), pod.clone());
+        let mut probes = rooms.probes.open(&pod, &rooms.volumes.pod_dir(&pod.uid), adopted);
         let arrived = (!adopted).then_some(arrived);
         Self {
             rooms,
@@ -83,7 +86,8 @@ impl Actor {
             observed,
             seen,
             memory,
-            readiness: Arc::default(),
+            readiness: probes.readiness(),
+            probes,
             told: HashMap::new(),
             removed: HashMap::new(),
             reasons: BTreeMap::new(),
@@ -99,6 +103,7 @@ impl Actor {
         loop {
             let desired = self.desired.borrow_and_update().clone();
             self.take_observed();
+            self.readiness = self.probes.readiness();
             if self.seen.is_rough() && desired.stop.is_none() {
                 // What runs is left alone until its statuses are known: pleg goes on asking for them.
                 if !self.wait(None).await {
@@ -108,6 +113,7 @@ impl Actor {
             }
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
+            self.aim_probes(&desired);
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
             self.reasons = self.known_reasons();
             self.publish(&desired, plan.outcome);
@@ -159,6 +165,34 @@ impl Actor {
         })
     }
 
+    /// Has the containers probed that run.
+    fn aim_probes(&mut self, desired: &Desired) {
+        let spec = api::spec(&desired.pod);
+        let lists = [
+            (ContainerList::Init, spec.init_containers.as_deref().unwrap_or_default()),
+            (ContainerList::Regular, spec.containers.as_slice()),
+        ];
+        let mut running = Vec::new();
+        for (list, containers) in lists {
+            for (index, c) in containers.iter().enumerate().filter(|(_, c)| probe::is_probed(c)) {
+                let latest = self.seen.latest(&c.name).filter(|i| i.state == State::Running);
+                running.extend(latest.map(|i| Target {
+                    list,
+                    index,
+                    instance: i.id.clone(),
+                    started_at: i.started_at,
+                }));
+            }
+        }
+        let ip = if spec.host_network.unwrap_or(false) {
+            self.rooms.facts.node_ips.first().copied()
+        } else {
+            self.seen.sandbox().and_then(|s| s.ips.first().copied())
+        };
+        let terminating = self.phase >= Phase::Terminating;
+        self.probes.aim(Targets { pod: desired.pod.clone(), terminating, ip, running });
+    }
+
     /// Waits for anything that could change the plan; false when the agent is stopping.
     async fn wait(&mut self, wake: Option<i64>) -> bool {
         let clock = self.rooms.clock;
@@ -174,6 +208,7 @@ impl Actor {
         tokio::select! {
             changed = self.desired.changed() => changed.is_ok(),
             changed = self.observed.changed() => changed.is_ok(),
+            () = self.probes.changed() => true,
             () = timer => true,
         }
     }
@@ -373,6 +408,7 @@ impl Actor {
             phase: self.phase,
             released: !self.steps.cgroup_made,
             outcome,
+            readiness: &self.readiness,
             waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
             removed: &self.removed,
             rejected,

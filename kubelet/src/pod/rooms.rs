@@ -7,6 +7,7 @@ use crate::event::Recorder;
 use crate::image::Images;
 use crate::metrics::Metrics;
 use crate::pleg::Pleg;
+use crate::probe::Probes;
 use crate::status::{NodeIdentity, Statuses};
 use crate::volume::Volumes;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub struct Rooms {
     pub pleg: Pleg,
     /// Images.
     pub images: Images,
+    /// Probes of containers.
+    pub probes: Probes,
     /// Volumes and the pods' directories.
     pub volumes: Volumes,
     /// The pods' cgroups.

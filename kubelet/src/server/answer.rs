@@ -81,6 +81,10 @@ impl Answerer {
                 let pieces = self.metrics.registry().chunks(METRICS_PIECE).map(Bytes::from);
                 exposition(Body::pieces(pieces))
             }
+            Endpoint::Probes => {
+                let pieces = self.metrics.probes.registry().chunks(METRICS_PIECE).map(Bytes::from);
+                exposition(Body::pieces(pieces))
+            }
             Endpoint::Slis => exposition(Body::whole(self.slis())),
             Endpoint::Configz => {
                 let config = serde_json::json!({ "kubeletconfig": self.node.configz() });

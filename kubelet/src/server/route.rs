@@ -45,6 +45,8 @@ pub enum Endpoint {
     Metrics,
     /// `/metrics/slis`
     Slis,
+    /// `/metrics/probes`
+    Probes,
     /// `/configz`
     Configz,
     /// `/containerLogs/NAMESPACE/POD/CONTAINER`
@@ -171,7 +173,7 @@ pub fn label(path: &str, way: &Way) -> &'static str {
 
 /// Paths that are registered as they are, without anything below them.
 fn exact(site: Site, method: &Method, path: &str) -> Option<Way> {
-    use Endpoint::{Check, Configz, Health, Metrics, Slis};
+    use Endpoint::{Check, Configz, Health, Metrics, Probes, Slis};
     let way = match path {
         "/healthz" => Way::To(Health),
         "/healthz/ping" => Way::To(Check("ping")),
@@ -181,7 +183,7 @@ fn exact(site: Site, method: &Method, path: &str) -> Option<Way> {
         "/metrics/slis" => Way::To(Slis),
         "/metrics/cadvisor" => Way::Missing("container metrics in cAdvisor's form (/metrics/cadvisor)"),
         "/metrics/resource" => Way::Missing("resource metrics (/metrics/resource)"),
-        "/metrics/probes" => Way::Missing("probe metrics (/metrics/probes)"),
+        "/metrics/probes" => Way::To(Probes),
         _ => {
             let Site::Secure(on) = site else { return None };
             match path {

@@ -18,11 +18,15 @@ pub fn container_status(input: &Input<'_>, list: ContainerList, c: &Container) -
     let mut status = blank(input, c);
     if let Some(i) = latest {
         fill(input, c, i, &mut status);
+        let started = i.state == State::Running
+            && input.readiness.started(&c.name, &i.id).unwrap_or(c.startup_probe.is_none());
         status.ready = match list {
-            ContainerList::Init => i.state == State::Exited && i.exit_code == 0,
-            _ => i.state == State::Running,
+            ContainerList::Init if c.restart_policy.as_deref() != Some("Always") => {
+                i.state == State::Exited && i.exit_code == 0
+            }
+            _ => started && input.readiness.ready(&c.name, &i.id).unwrap_or(c.readiness_probe.is_none()),
         };
-        status.started = Some(i.state == State::Running);
+        status.started = Some(started);
         let before = before.or_else(|| input.removed.get(&c.name).filter(|removed| removed.id != i.id));
         status.last_state = Some(before.map(|b| ended_state(input, b)).unwrap_or_default());
     } else {

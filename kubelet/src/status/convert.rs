@@ -7,6 +7,7 @@ use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed};
 use crate::pod::plan::{Outcome, Phase, Waiting};
 use crate::pod::translate::{self, ResourceList};
+use crate::probe::Readiness;
 use crate::quantity::{self, Nano};
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -38,6 +39,8 @@ pub struct Input<'a> {
     pub released: bool,
     /// How its own work ended, if it did.
     pub outcome: Option<Outcome>,
+    /// What probes made of its containers.
+    pub readiness: &'a Readiness,
     /// Containers that wait, and why.
     pub waiting: &'a BTreeMap<String, Waiting>,
     /// The newest instance of each container that was removed from the runtime: its end is still told.

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::Pod;
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
 use crate::pod::plan::{Phase, Waiting};
+use crate::probe::{ContainerReadiness, Readiness};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,6 +16,7 @@ struct Given {
     observed: Observed,
     phase: Phase,
     released: bool,
+    readiness: Readiness,
     waiting: BTreeMap<String, Waiting>,
     removed: HashMap<String, Instance>,
     node: NodeIdentity,
@@ -28,6 +30,7 @@ impl Given {
             observed: Observed::default(),
             phase: Phase::Starting,
             released: false,
+            readiness: Readiness::default(),
             waiting: BTreeMap::new(),
             removed: HashMap::new(),
             node: NodeIdentity {
@@ -53,6 +56,7 @@ impl Given {
             phase: self.phase,
             released: self.released,
             outcome: None,
+            readiness: &self.readiness,
             waiting: &self.waiting,
             removed: &self.removed,
             rejected: None,
@@ -155,4 +159,44 @@ fn termination_messages_of_a_pod_share_12_kib() {
     for c in status["containerStatuses"].as_array().unwrap() {
         assert_eq!(c["state"]["terminated"]["message"].as_str().unwrap().len(), 2048);
     }
+}
+
+#[test]
+fn started_and_ready_are_what_probes_say_of_that_instance_or_wait_for_them() {
+    let probe = json!({"exec": {"command": ["x"]}});
+    let told = |more: Value, known: Option<(&str, bool, bool)>| {
+        let mut c = json!({"name": "c", "image": "i"});
+        c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut given = Given::new(json!({"containers": [c]})).sandbox();
+        given.observed.containers = vec![instance("c", 0, State::Running, 0)];
+        if let Some((id, started, ready)) = known {
+            let known = ContainerReadiness { instance: id.to_owned(), started, ready, failed: None };
+            given.readiness.containers.insert("c".to_owned(), known);
+        }
+        let status = given.status();
+        let c = &status["containerStatuses"][0];
+        (
+            c["started"].as_bool().unwrap(),
+            c["ready"].as_bool().unwrap(),
+            status["conditions"][2]["status"].clone(),
+        )
+    };
+    let (startup, readiness) = (json!({"startupProbe": probe}), json!({"readinessProbe": probe}));
+    let liveness = json!({"livenessProbe": probe});
+    assert_eq!(told(json!({}), None), (true, true, json!("True")));
+    assert_eq!(told(liveness, None), (true, true, json!("True")), "liveness begins as success");
+    assert_eq!(told(startup.clone(), None), (false, false, json!("False")), "startup begins as unknown");
+    assert_eq!(told(readiness.clone(), None), (true, false, json!("False")), "readiness begins as failure");
+    assert_eq!(told(startup.clone(), Some(("c-0", true, true))), (true, true, json!("True")));
+    assert_eq!(told(readiness.clone(), Some(("c-0", true, true))), (true, true, json!("True")));
+    assert_eq!(
+        told(readiness, Some(("c-7", true, true))),
+        (true, false, json!("False")),
+        "another instance's"
+    );
+    assert_eq!(
+        told(startup, Some(("c-0", false, true))),
+        (false, false, json!("False")),
+        "nothing is ready unstarted"
+    );
 }

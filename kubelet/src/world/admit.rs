@@ -229,14 +229,6 @@ fn supported(pod: &Pod) -> Result<(), Rejection> {
 }
 
 fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
-    let probes = [
-        ("livenessProbe", c.liveness_probe.is_some()),
-        ("readinessProbe", c.readiness_probe.is_some()),
-        ("startupProbe", c.startup_probe.is_some()),
-    ];
-    if let Some((field, _)) = probes.iter().find(|(_, set)| *set) {
-        return Some((field, "probes are"));
-    }
     if c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some() || l.pre_stop.is_some()) {
         return Some(("lifecycle", "hooks are"));
     }

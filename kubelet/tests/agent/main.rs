@@ -9,6 +9,7 @@
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
 //! | `updates` | manifests that change, pods that end |
+//! | `probes` | what probes make of pods |
 //! | `admission` | what the node can give |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -16,6 +17,7 @@
 mod admission;
 mod faults;
 mod images;
+mod probes;
 mod restarts;
 mod scale;
 mod support;

@@ -206,6 +206,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         },
         // The nets are cut unless a test asks for them: whatever works does so by events.
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },
+        prober: None,
         manifests: None,
         other_sources: HashSet::from([Origin::Api]),
     }

@@ -118,6 +118,7 @@ impl Node {
             backoff_cap: backoff::DEFAULT_CAP,
             clock,
             images: ImageConfig::default(),
+            prober: None,
             pleg: pleg::Config::default(),
             manifests: None,
             other_sources: HashSet::from([Origin::Api]),

@@ -7,7 +7,9 @@ use crate::api::{self, Container, PodRef};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Sandbox, State};
 use crate::pod::backoff::{self, Verdict};
+use crate::pod::desired::MINIMUM_GRACE;
 use crate::pod::translate;
+use crate::probe::ProbeFailure;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -112,6 +114,8 @@ impl<'a> Planner<'a> {
                         Kill { id: latest.id.clone(), name: c.name.clone(), message: Some(message), turn: 0 };
                     self.steps.push(Step::Kill { targets: vec![target], grace: spec_grace(self.input) });
                     self.start(list, index, c, next, None);
+                } else if let Some(failed) = self.input.readiness.failed(&c.name, &latest.id) {
+                    self.unhealthy(list, index, c, latest, failed);
                 }
             }
             State::Created
@@ -145,6 +149,38 @@ impl<'a> Planner<'a> {
             State::Running if self.policy != Policy::Never => self.start(list, index, c, next, None),
             State::Running => {}
             State::Exited => self.restart(list, index, c, latest),
+        }
+    }
+
+    /// Ends a container whose probe failed, and starts it again where the pod's policy restarts what failed. As
+    /// upstream's, the back-off looks at the end before this one, so that the first two restarts are immediate.
+    fn unhealthy(
+        &mut self,
+        list: ContainerList,
+        index: usize,
+        c: &Container,
+        latest: &Instance,
+        failed: &ProbeFailure,
+    ) {
+        let restarts = self.policy != Policy::Never;
+        let end = if restarts { ", will be restarted" } else { "" };
+        let message = Some(format!("{}{end}", failed.message));
+        let target = Kill { id: latest.id.clone(), name: c.name.clone(), message, turn: 0 };
+        let grace = failed.grace.unwrap_or_else(|| spec_grace(self.input)).max(MINIMUM_GRACE);
+        self.steps.push(Step::Kill { targets: vec![target], grace });
+        if !restarts {
+            return;
+        }
+        let next = latest.restart_count + 1;
+        let before = self.input.observed.instances(&c.name).find(|i| i.state == State::Exited);
+        let entry = self.input.memory.backoff.get(&c.name).copied();
+        let verdict =
+            before.map(|b| backoff::decide(entry, b.finished_at, self.input.now, self.input.backoff_cap));
+        match verdict {
+            None => self.start(list, index, c, next, None),
+            Some(Verdict::Start(entry)) => self.start(list, index, c, next, Some(entry)),
+            // The plan that sees its end tells of the wait.
+            Some(Verdict::Wait { .. }) => {}
         }
     }
 

@@ -525,3 +525,67 @@ proptest! {
         prop_assert!(sim.seen.is_empty() && !sim.cgroup);
     }
 }
+
+/// What probes say of the instance `id` of `c`.
+fn failed_probe(id: &str, grace: Option<u64>) -> Readiness {
+    let failed = crate::probe::ProbeFailure {
+        kind: crate::probe::Kind::Liveness,
+        message: "Container c failed liveness probe".into(),
+        grace: grace.map(Duration::from_secs),
+    };
+    let known = crate::probe::ContainerReadiness {
+        instance: id.into(),
+        started: true,
+        ready: true,
+        failed: Some(failed),
+    };
+    Readiness { containers: BTreeMap::from([("c".to_owned(), known)]) }
+}
+
+#[test]
+fn a_container_whose_probe_failed_is_ended_and_started_again_as_the_back_off_allows() {
+    let cases = [
+        // policy, probe's grace, an earlier end and the back-off then, what is killed how and started
+        ("Always", None, None, (7, "Container c failed liveness probe, will be restarted"), true),
+        ("OnFailure", Some(3), None, (3, "Container c failed liveness probe, will be restarted"), true),
+        ("Never", Some(1), None, (2, "Container c failed liveness probe"), false),
+        ("Always", None, Some((4, 10)), (7, "Container c failed liveness probe, will be restarted"), false),
+        ("Always", None, Some((11, 10)), (7, "Container c failed liveness probe, will be restarted"), true),
+    ];
+    for (policy, grace, before, (seconds, message), starts) in cases {
+        let desired = desired(pod(policy, &[], &["c"]));
+        let n = u32::from(before.is_some());
+        let mut containers = vec![instance("c", n, "s0", State::Running, 0)];
+        let mut memory = Memory::default();
+        if let Some((ago, wait)) = before {
+            let mut ended = instance("c", 0, "s0", State::Exited, 137);
+            ended.finished_at = NOW - ago * S;
+            containers.push(ended);
+            let entry = backoff::Entry { wait: Duration::from_secs(wait), updated: NOW - ago * S };
+            memory.backoff.insert("c".into(), entry);
+        }
+        let seen = observed(vec![sandbox("s0", 0, true)], containers);
+        let readiness = failed_probe(&format!("c-{n}"), grace);
+        let input = Input {
+            desired: &desired,
+            observed: &seen,
+            memory: &memory,
+            readiness: &readiness,
+            cgroup: true,
+            now: NOW,
+            backoff_cap: backoff::DEFAULT_CAP,
+        };
+        let plan = plan(&input);
+        let Some(Step::Kill { targets, grace }) = plan.steps.first() else { panic!("{plan:?}") };
+        assert_eq!((grace.as_secs(), targets[0].message.as_deref()), (seconds, Some(message)), "{policy}");
+        let started = plan
+            .steps
+            .iter()
+            .any(|s| matches!(s, Step::Start { restart_count, .. } if *restart_count == n + 1));
+        assert_eq!((started, plan.steps.len()), (starts, 1 + usize::from(starts)), "{policy} {before:?}");
+        // What probes say of another instance is nothing.
+        let other = failed_probe("c-9", None);
+        let plan = super::plan(&Input { readiness: &other, ..input });
+        assert_eq!(plan.steps, [], "{policy}");
+    }
+}

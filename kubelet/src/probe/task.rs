@@ -1,0 +1,558 @@
+//! The one task behind all probes: the agenda, the runs in flight, and what their answers amount to.
+//!
+//! ```text
+//!   agenda (when, probe) ──due──▶ waiting (commands | network) ──a place is free──▶ job ──answer──▶ row of answers
+//!      ▲                                                                                              │
+//!      └───────────────── the next multiple of the period ◀──────────────────────────────────────────┘
+//! ```
+//!
+//! A probe's runs are due at exact multiples of its period after its first; one that is still under way when it is due
+//! again leaves that turn out. Everything is monotonic time; the wall clock is read once for each instance, for how long
+//! it has run. Every arm of the loop is cancel-safe: a channel, a `JoinSet` and a timer.
+
+use super::keep::{self, Kept};
+use super::prober::{Answer, Prober, Question};
+use super::readiness::{ContainerReadiness, Kind, ProbeFailure, Readiness};
+use super::spec::{KINDS, Row, Target, Targets, Timing, container, probe_of};
+use crate::api::PodRef;
+use crate::clock::Clock;
+use crate::event::{ContainerList, Event, Kind as EventKind, Recorder, container_path};
+use crate::metrics::Metrics;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
+
+/// Commands in flight on the node: each is a handful of processes for the runtime.
+const COMMANDS: usize = 16;
+/// Of these one pod may have so many while others wait.
+const COMMANDS_OF_A_POD: usize = 4;
+/// Connections in flight.
+const CONNECTIONS: usize = 128;
+
+/// What pods' actors say.
+#[derive(Debug)]
+pub enum Request {
+    /// A pod to come.
+    Open { id: u64, pod: PodRef, dir: PathBuf, adopted: bool, readiness: watch::Sender<Arc<Readiness>> },
+    /// What of it is to be probed.
+    Aim { id: u64, targets: Targets },
+    /// Its actor is gone.
+    Close { id: u64 },
+}
+
+/// A pod.
+struct Slot {
+    pod: PodRef,
+    dir: PathBuf,
+    readiness: watch::Sender<Arc<Readiness>>,
+    /// What an earlier incarnation of the agent knew.
+    restored: Arc<Readiness>,
+    /// What ran before this agent began: first runs are spread over the period.
+    spread: bool,
+    targets: Option<Targets>,
+    watched: Vec<Watched>,
+    /// Commands in flight.
+    commands: usize,
+    /// What the file has; `None` while that is unknown.
+    kept: Option<Kept>,
+    writing: bool,
+}
+
+/// An instance that is probed.
+struct Watched {
+    name: String,
+    list: ContainerList,
+    index: usize,
+    known: ContainerReadiness,
+    /// How long it had run when this was made, and when that was.
+    ran: (Duration, Instant),
+    /// By the order of [`KINDS`].
+    probes: [Option<u64>; 3],
+}
+
+struct Probe {
+    slot: u64,
+    kind: Kind,
+    instance: String,
+    command: bool,
+    timing: Timing,
+    /// When the next run is due, or the one that waits or is under way was.
+    due: Instant,
+    row: Row,
+    state: At,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Rest,
+    Waiting,
+    Flying,
+}
+
+enum Done {
+    Answer { took: Duration, answer: Answer },
+    Kept { slot: u64, kept: Kept, result: io::Result<()> },
+}
+
+/// A run under way.
+struct Flight {
+    probe: u64,
+    slot: u64,
+    command: bool,
+    abort: AbortHandle,
+}
+
+pub struct Task {
+    prober: Arc<dyn Prober>,
+    recorder: Recorder,
+    metrics: Metrics,
+    clock: Clock,
+    requests: mpsc::UnboundedReceiver<Request>,
+    slots: HashMap<u64, Slot>,
+    probes: HashMap<u64, Probe>,
+    next_probe: u64,
+    agenda: BTreeSet<(Instant, u64)>,
+    waiting_commands: VecDeque<u64>,
+    waiting_connections: VecDeque<u64>,
+    flights: HashMap<Id, Flight>,
+    commands: usize,
+    jobs: JoinSet<Done>,
+}
+
+impl Task {
+    pub fn new(
+        prober: Arc<dyn Prober>,
+        recorder: Recorder,
+        metrics: Metrics,
+        clock: Clock,
+        requests: mpsc::UnboundedReceiver<Request>,
+    ) -> Self {
+        Self {
+            prober,
+            recorder,
+            metrics,
+            clock,
+            requests,
+            slots: HashMap::new(),
+            probes: HashMap::new(),
+            next_probe: 0,
+            agenda: BTreeSet::new(),
+            waiting_commands: VecDeque::new(),
+            waiting_connections: VecDeque::new(),
+            flights: HashMap::new(),
+            commands: 0,
+            jobs: JoinSet::new(),
+        }
+    }
+
+    pub async fn run(mut self) {
+        loop {
+            let next = self.agenda.first().map(|(at, _)| *at);
+            let timer = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => self.request(request),
+                    // Every handle is gone: the agent has stopped.
+                    None => return,
+                },
+                Some(done) = self.jobs.join_next_with_id() => self.done(done),
+                () = timer => self.due(),
+            }
+            self.dispatch();
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Open { id, pod, dir, adopted, readiness } => {
+                let restored = readiness.borrow().clone();
+                let slot = Slot {
+                    pod,
+                    dir,
+                    readiness,
+                    restored,
+                    spread: adopted,
+                    targets: None,
+                    watched: Vec::new(),
+                    commands: 0,
+                    // A pod that is new to the node has no file.
+                    kept: (!adopted).then(Kept::default),
+                    writing: false,
+                };
+                self.slots.insert(id, slot);
+            }
+            Request::Aim { id, targets } => self.aim(id, targets),
+            Request::Close { id } => {
+                if let Some(slot) = self.slots.remove(&id) {
+                    for watched in slot.watched {
+                        self.forget(&slot.pod, &watched);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes on what runs now and lets go of what does not.
+    fn aim(&mut self, id: u64, targets: Targets) {
+        let Some(mut slot) = self.slots.remove(&id) else { return };
+        let aimed = |w: &Watched| targets.running.iter().any(|t| t.instance == w.known.instance);
+        let (stay, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut slot.watched).into_iter().partition(aimed);
+        gone.iter().for_each(|watched| self.forget(&slot.pod, watched));
+        slot.watched = stay;
+        for target in &targets.running {
+            if !slot.watched.iter().any(|w| w.known.instance == target.instance)
+                && let Some(watched) = self.watch(&slot, &targets, target)
+            {
+                slot.watched.push(watched);
+            }
+        }
+        slot.targets = Some(targets);
+        self.arm(id, &mut slot);
+        slot.spread = false;
+        self.publish(id, &mut slot);
+        self.slots.insert(id, slot);
+    }
+
+    fn watch(&self, slot: &Slot, targets: &Targets, target: &Target) -> Option<Watched> {
+        let c = container(&targets.pod, target.list, target.index)?;
+        let instance = target.instance.clone();
+        let known = match slot.restored.of(&c.name, &instance) {
+            Some(known) => known.clone(),
+            None => {
+                let started = c.startup_probe.is_none();
+                let ready = started && c.readiness_probe.is_none();
+                ContainerReadiness { instance, started, ready, failed: None }
+            }
+        };
+        let ran = self.clock.nanos().saturating_sub(target.started_at);
+        let ran = Duration::from_nanos(u64::try_from(ran).unwrap_or(0));
+        Some(Watched {
+            name: c.name.clone(),
+            list: target.list,
+            index: target.index,
+            known,
+            ran: (ran, Instant::now()),
+            probes: [None; 3],
+        })
+    }
+
+    /// Every probe that should run has a place on the agenda, and no other has.
+    fn arm(&mut self, id: u64, slot: &mut Slot) {
+        let Some(targets) = &slot.targets else { return };
+        for watched in &mut slot.watched {
+            let Some(c) = container(&targets.pod, watched.list, watched.index) else { continue };
+            let known = &watched.known;
+            let live = known.failed.is_none() && !targets.terminating;
+            for (at, kind) in KINDS.into_iter().enumerate() {
+                let wanted = match kind {
+                    Kind::Startup => live && !known.started,
+                    Kind::Liveness => live && known.started,
+                    Kind::Readiness => known.started,
+                };
+                match (probe_of(c, kind).filter(|_| wanted), watched.probes[at]) {
+                    (Some(p), None) => {
+                        let timing = Timing::of(p);
+                        let (before, since) = watched.ran;
+                        let mut wait = timing.initial_delay.saturating_sub(before + since.elapsed());
+                        if slot.spread {
+                            wait += share(&known.instance, kind, timing.period);
+                        }
+                        let key = self.next_probe;
+                        self.next_probe += 1;
+                        let due = Instant::now() + wait;
+                        let probe = Probe {
+                            slot: id,
+                            kind,
+                            instance: known.instance.clone(),
+                            command: p.exec.is_some(),
+                            timing,
+                            due,
+                            row: Row::default(),
+                            state: At::Rest,
+                        };
+                        self.probes.insert(key, probe);
+                        self.agenda.insert((due, key));
+                        watched.probes[at] = Some(key);
+                    }
+                    (None, Some(key)) => {
+                        self.drop_probe(key);
+                        watched.probes[at] = None;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, pod: &PodRef, watched: &Watched) {
+        watched.probes.into_iter().flatten().for_each(|key| self.drop_probe(key));
+        for kind in KINDS {
+            self.metrics.probes.forget(pod, &watched.name, kind.title());
+        }
+    }
+
+    fn drop_probe(&mut self, key: u64) {
+        let Some(probe) = self.probes.remove(&key) else { return };
+        match probe.state {
+            At::Rest => drop(self.agenda.remove(&(probe.due, key))),
+            // The queues are cleared of it when its turn comes.
+            At::Waiting => {}
+            // A command is left to the runtime, which ends it in time; an open connection is of no use to anybody.
+            At::Flying => self
+                .flights
+                .values()
+                .filter(|f| f.probe == key && !f.command)
+                .for_each(|flight| flight.abort.abort()),
+        }
+    }
+
+    /// What is due waits for a place.
+    fn due(&mut self) {
+        let now = Instant::now();
+        while let Some((at, key)) = self.agenda.first().copied().filter(|(at, _)| *at <= now) {
+            self.agenda.remove(&(at, key));
+            let Some(probe) = self.probes.get_mut(&key) else { continue };
+            probe.state = At::Waiting;
+            let queue =
+                if probe.command { &mut self.waiting_commands } else { &mut self.waiting_connections };
+            queue.push_back(key);
+        }
+    }
+
+    /// Begins as many runs as there are places for, in the order in which they were due.
+    fn dispatch(&mut self) {
+        while self.flights.len() - self.commands < CONNECTIONS {
+            let Some(key) = self.waiting_connections.pop_front() else { break };
+            self.begin(key);
+        }
+        let mut at = 0;
+        while self.commands < COMMANDS && at < self.waiting_commands.len() {
+            let key = self.waiting_commands[at];
+            let slot = self.probes.get(&key).and_then(|p| self.slots.get(&p.slot));
+            if slot.is_some_and(|s| s.commands >= COMMANDS_OF_A_POD) {
+                at += 1;
+                continue;
+            }
+            self.waiting_commands.remove(at);
+            self.begin(key);
+        }
+    }
+
+    fn begin(&mut self, key: u64) {
+        let Some(probe) = self.probes.get_mut(&key) else { return };
+        let Some(slot) = self.slots.get_mut(&probe.slot) else { return };
+        let watched = slot.watched.iter().find(|w| w.known.instance == probe.instance);
+        let (Some(targets), Some(watched)) = (&slot.targets, watched) else { return };
+        let question = Question {
+            pod: targets.pod.clone(),
+            list: watched.list,
+            index: watched.index,
+            kind: probe.kind,
+            instance: probe.instance.clone(),
+            ip: targets.ip,
+        };
+        let began = Instant::now();
+        self.metrics.probes.lateness.observe_duration(began.saturating_duration_since(probe.due));
+        probe.state = At::Flying;
+        let asked = self.prober.ask(question);
+        let abort = self.jobs.spawn(async move {
+            let answer = asked.await;
+            Done::Answer { took: began.elapsed(), answer }
+        });
+        if probe.command {
+            slot.commands += 1;
+            self.commands += 1;
+        }
+        let flight = Flight { probe: key, slot: probe.slot, command: probe.command, abort: abort.clone() };
+        self.flights.insert(abort.id(), flight);
+    }
+
+    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        let id = match &done {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let flight = self.flights.remove(&id);
+        if let Some(flight) = flight.as_ref().filter(|f| f.command) {
+            self.commands -= 1;
+            if let Some(slot) = self.slots.get_mut(&flight.slot) {
+                slot.commands -= 1;
+            }
+        }
+        match (flight, done) {
+            (Some(flight), Ok((_, Done::Answer { took, answer }))) => self.answer(&flight, took, answer),
+            (Some(flight), Err(error)) if error.is_panic() => {
+                tracing::error!(%error, "a probe panicked");
+                self.answer(&flight, Duration::ZERO, Answer::Unknown("the probe panicked".to_owned()));
+            }
+            (None, Ok((_, Done::Kept { slot, kept, result }))) => self.kept(slot, kept, result),
+            (None, Err(error)) => tracing::error!(%error, "writing probes' results panicked"),
+            // A connection of a probe that is no more.
+            _ => {}
+        }
+    }
+
+    fn answer(&mut self, flight: &Flight, took: Duration, answer: Answer) {
+        // One whose container has gone says nothing any more.
+        let Some(probe) = self.probes.get_mut(&flight.probe) else { return };
+        let Some(mut slot) = self.slots.remove(&flight.slot) else { return };
+        probe.state = At::Rest;
+        probe.due = next_turn(probe.due, probe.timing.period, Instant::now());
+        self.agenda.insert((probe.due, flight.probe));
+        let kind = probe.kind;
+        let verdict = match &answer {
+            Answer::Success | Answer::Warning(_) => probe.row.add(true, &probe.timing),
+            Answer::Failure(_) => probe.row.add(false, &probe.timing),
+            Answer::Unknown(_) => None,
+        };
+        let instance = &probe.instance;
+        let watched = slot.watched.iter_mut().find(|w| w.known.instance == *instance);
+        if let (Some(watched), Some(targets)) = (watched, &slot.targets) {
+            tell(&self.recorder, &slot.pod, watched, kind, &answer);
+            measure(&self.metrics, &slot.pod, &watched.name, kind, took, &answer);
+            if let Some(good) = verdict {
+                conclude(watched, targets, kind, good);
+            }
+        }
+        self.arm(flight.slot, &mut slot);
+        self.publish(flight.slot, &mut slot);
+        self.slots.insert(flight.slot, slot);
+    }
+
+    /// Gives the pod's actor what changed, and the file what must outlive the agent.
+    fn publish(&mut self, id: u64, slot: &mut Slot) {
+        let now = Readiness {
+            containers: slot.watched.iter().map(|w| (w.name.clone(), w.known.clone())).collect(),
+        };
+        slot.readiness.send_if_modified(|last| {
+            let changed = **last != now;
+            if changed {
+                *last = Arc::new(now);
+            }
+            changed
+        });
+        self.keep(id, slot);
+    }
+
+    /// Writes what is worth keeping unless the file has it or is being written.
+    fn keep(&mut self, id: u64, slot: &mut Slot) {
+        let Some(targets) = &slot.targets else { return };
+        let mut worth = Kept::default();
+        for watched in &slot.watched {
+            let Some(c) = container(&targets.pod, watched.list, watched.index) else { continue };
+            let known = &watched.known;
+            if (known.started && c.startup_probe.is_some()) || (known.ready && c.readiness_probe.is_some()) {
+                worth.add(&watched.name, known);
+            }
+        }
+        // What runs no more needs no rewriting: instances have ids of their own, and the file goes with the pod.
+        if slot.writing || targets.running.is_empty() || slot.kept.as_ref() == Some(&worth) {
+            return;
+        }
+        slot.writing = true;
+        let dir = slot.dir.clone();
+        self.jobs.spawn_blocking(move || {
+            let result = keep::write(&dir, &worth);
+            Done::Kept { slot: id, kept: worth, result }
+        });
+    }
+
+    fn kept(&mut self, id: u64, kept: Kept, result: io::Result<()>) {
+        let Some(mut slot) = self.slots.remove(&id) else { return };
+        slot.writing = false;
+        // What cannot be written is tried again when there is something new to write.
+        slot.kept = Some(kept);
+        match result {
+            Ok(()) => self.keep(id, &mut slot),
+            Err(error) => {
+                tracing::warn!(pod = %slot.pod, dir = %slot.dir.display(), %error,
+                    "cannot keep the probes' results: a restarted agent will not know them");
+            }
+        }
+        self.slots.insert(id, slot);
+    }
+}
+
+/// What the probe's result means for the instance.
+fn conclude(watched: &mut Watched, targets: &Targets, kind: Kind, good: bool) {
+    let Some(c) = container(&targets.pod, watched.list, watched.index) else { return };
+    match (kind, good) {
+        (Kind::Startup, true) => {
+            watched.known.started = true;
+            watched.known.ready = c.readiness_probe.is_none();
+        }
+        (Kind::Liveness, true) => {}
+        (Kind::Readiness, ready) => watched.known.ready = ready,
+        (Kind::Startup | Kind::Liveness, false) => {
+            let of = if watched.list == ContainerList::Init { "Init container" } else { "Container" };
+            let grace = probe_of(c, kind).and_then(|p| p.termination_grace_period_seconds);
+            watched.known.failed = Some(ProbeFailure {
+                kind,
+                message: format!("{of} {} failed {kind} probe", watched.name),
+                grace: grace.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs),
+            });
+        }
+    }
+}
+
+/// The first turn after the one at `due` that has not passed.
+fn next_turn(due: Instant, period: Duration, now: Instant) -> Instant {
+    let next = due + period;
+    let behind = now.saturating_duration_since(next).as_nanos();
+    let turns = behind.div_ceil(period.as_nanos().max(1));
+    next + period.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+}
+
+/// Where in its period a probe of an instance that ran before the agent begins: anywhere, but always the same.
+fn share(instance: &str, kind: Kind, period: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (instance, kind).hash(&mut hasher);
+    period.mul_f64((hasher.finish() >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+fn tell(recorder: &Recorder, pod: &PodRef, watched: &Watched, kind: Kind, answer: &Answer) {
+    let title = kind.title();
+    let (reason, message) = match answer {
+        Answer::Success => return,
+        Answer::Warning(text) => ("ProbeWarning", format!("{title} probe warning: {text}")),
+        Answer::Failure(text) => ("Unhealthy", format!("{title} probe failed: {text}")),
+        Answer::Unknown(text) => {
+            ("Unhealthy", format!("{title} probe errored and resulted in unknown state: {text}"))
+        }
+    };
+    recorder.record(Event {
+        pod: Some(pod.clone()),
+        field_path: Some(container_path(watched.list, &watched.name)),
+        kind: EventKind::Warning,
+        reason: reason.into(),
+        message,
+    });
+}
+
+fn measure(metrics: &Metrics, pod: &PodRef, name: &str, kind: Kind, took: Duration, answer: &Answer) {
+    let title = kind.title();
+    let result = match answer {
+        Answer::Success | Answer::Warning(_) => "successful",
+        Answer::Failure(_) => "failed",
+        Answer::Unknown(_) => "unknown",
+    };
+    let labels = [name, &*pod.namespace, &*pod.name, pod.uid.as_str(), title, result];
+    metrics.probes.total.with(labels).inc();
+    if result == "successful" {
+        metrics.probes.duration.with([name, &*pod.namespace, &*pod.name, title]).observe_duration(took);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,368 @@
+//! The task with a prober that is told what to answer, on paused time.
+
+use super::super::{PodProbes, Probes};
+use super::*;
+use crate::api::{Pod, PodUid};
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use std::fmt;
+use std::sync::Mutex;
+use tokio::sync::broadcast;
+
+const EPOCH: i64 = 1_767_225_600;
+
+type Ask = dyn Fn(&Question, u32) -> (Duration, Answer) + Send + Sync;
+
+/// Answers by the question and by how often it was asked; notes when (milliseconds since it was made) and what.
+#[derive(Clone)]
+struct Scripted {
+    answer: Arc<Ask>,
+    asked: Arc<Mutex<Vec<(u128, String)>>>,
+    flying: Arc<Mutex<(usize, usize)>>,
+    began: Instant,
+}
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+impl Scripted {
+    fn new(answer: impl Fn(&Question, u32) -> (Duration, Answer) + Send + Sync + 'static) -> Self {
+        let answer = Arc::new(answer);
+        Self { answer, asked: Arc::default(), flying: Arc::default(), began: Instant::now() }
+    }
+
+    fn asked(&self) -> Vec<(u128, String)> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    /// When the probe was asked, in seconds.
+    fn seconds(&self, of: &str) -> Vec<u128> {
+        let asked = self.asked();
+        asked.into_iter().filter(|(_, what)| what == of).map(|(at, _)| at / 1000).collect()
+    }
+}
+
+impl Prober for Scripted {
+    fn ask(&self, question: Question) -> BoxFuture<'static, Answer> {
+        let what = format!("{} {}", question.kind, question.instance);
+        let before = {
+            let mut asked = self.asked.lock().unwrap();
+            let before = asked.iter().filter(|(_, w)| *w == what).count();
+            asked.push((self.began.elapsed().as_millis(), what));
+            before
+        };
+        let (takes, answer) = (self.answer)(&question, u32::try_from(before).unwrap());
+        let flying = self.flying.clone();
+        Box::pin(async move {
+            {
+                let mut flying = flying.lock().unwrap();
+                flying.0 += 1;
+                flying.1 = flying.1.max(flying.0);
+            }
+            tokio::time::sleep(takes).await;
+            flying.lock().unwrap().0 -= 1;
+            answer
+        })
+    }
+}
+
+fn well(_: &Question, _: u32) -> (Duration, Answer) {
+    (Duration::ZERO, Answer::Success)
+}
+
+fn no() -> Answer {
+    Answer::Failure("no".into())
+}
+
+struct Room {
+    prober: Scripted,
+    probes: Probes,
+    events: broadcast::Receiver<Event>,
+    metrics: Metrics,
+    clock: Clock,
+    dir: tempfile::TempDir,
+}
+
+impl Room {
+    fn new(prober: Scripted) -> Self {
+        let recorder = Recorder::new(1000);
+        let (events, metrics) = (recorder.subscribe(), Metrics::default());
+        let clock = Clock::steady(jiff::Timestamp::from_second(EPOCH).unwrap());
+        let probes = Probes::spawn(Arc::new(prober.clone()), recorder, metrics.clone(), clock);
+        Self { prober, probes, events, metrics, clock, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn open(&self, adopted: bool) -> PodProbes {
+        let pod = PodRef { uid: PodUid::new("u"), namespace: "ns".into(), name: "p".into() };
+        self.probes.open(&pod, self.dir.path(), adopted)
+    }
+
+    fn events(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.events.try_recv().ok())
+            .map(|e| format!("{}: {}", e.reason, e.message))
+            .collect()
+    }
+
+    /// The pod with one container of these probes, running since now as that instance.
+    fn targets(&self, probes: Value, instance: &str) -> Targets {
+        let mut c = json!({"name": "c", "image": "i"});
+        c.as_object_mut().unwrap().extend(probes.as_object().unwrap().clone());
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [c]}})).unwrap();
+        let target = Target {
+            list: ContainerList::Regular,
+            index: 0,
+            instance: instance.into(),
+            started_at: self.clock.nanos(),
+        };
+        Targets { pod: Arc::new(pod), terminating: false, ip: None, running: vec![target] }
+    }
+}
+
+fn every(seconds: u32, more: Value) -> Value {
+    let mut probe = json!({"tcpSocket": {"port": 1}, "periodSeconds": seconds});
+    probe.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    probe
+}
+
+async fn pass(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+/// Past all that happens at this instant.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_is_probed_at_once_and_then_at_multiples_of_the_period() {
+    let room = Room::new(Scripted::new(|_, n| (Duration::from_millis(300 * u64::from(n)), Answer::Success)));
+    let mut pod = room.open(false);
+    let plain = every(2, json!({}));
+    let late = every(3, json!({"initialDelaySeconds": 5}));
+    pod.aim(room.targets(json!({"readinessProbe": plain, "livenessProbe": late}), "a"));
+    pass(20).await;
+    let asked = room.prober.asked();
+    let of = |what| asked.iter().filter(|(_, w)| w == what).map(|(at, _)| *at).collect::<Vec<_>>();
+    // From 2.1 s on one turn is left out: the run before it is still under way.
+    assert_eq!(of("readiness a"), [0, 2000, 4000, 6000, 8000, 10_000, 12_000, 14_000, 18_000]);
+    assert_eq!(of("liveness a"), [5000, 8000, 11_000, 14_000, 17_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn liveness_and_readiness_wait_for_startup_and_begin_at_once_after_it() {
+    let room = Room::new(Scripted::new(|q, n| {
+        (Duration::ZERO, if q.kind == Kind::Startup && n < 3 { no() } else { Answer::Success })
+    }));
+    let mut pod = room.open(false);
+    let probe = every(4, json!({"failureThreshold": 30}));
+    let plain = every(10, json!({}));
+    pod.aim(
+        room.targets(json!({"startupProbe": probe, "readinessProbe": plain, "livenessProbe": plain}), "a"),
+    );
+    settle().await;
+    assert_eq!(
+        (pod.readiness().started("c", "a"), pod.readiness().ready("c", "a")),
+        (Some(false), Some(false))
+    );
+    pass(12).await;
+    assert_eq!(
+        (pod.readiness().started("c", "a"), pod.readiness().ready("c", "a")),
+        (Some(true), Some(true))
+    );
+    pass(12).await;
+    let asked: Vec<_> =
+        room.prober.asked().into_iter().map(|(at, what)| format!("{} {what}", at / 1000)).collect();
+    let want = [
+        "0 startup a",
+        "4 startup a",
+        "8 startup a",
+        "12 startup a",
+        "12 liveness a",
+        "12 readiness a",
+        "22 liveness a",
+        "22 readiness a",
+    ];
+    assert_eq!(asked, want);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_follows_the_thresholds_and_each_failure_is_told() {
+    let answers = [true, false, false, true, true, false, true];
+    let mut room = Room::new(Scripted::new(move |_, n| {
+        (Duration::ZERO, if answers[n as usize % 7] { Answer::Success } else { no() })
+    }));
+    let mut pod = room.open(false);
+    let probe = every(1, json!({"failureThreshold": 2, "successThreshold": 2}));
+    pod.aim(room.targets(json!({"readinessProbe": probe}), "a"));
+    let mut seen = Vec::new();
+    for _ in answers {
+        settle().await;
+        seen.push(pod.readiness().ready("c", "a").unwrap());
+        tokio::time::sleep(Duration::from_millis(999)).await;
+    }
+    assert_eq!(seen, [false, false, false, false, true, true, true]);
+    assert_eq!(room.events(), ["Unhealthy: Readiness probe failed: no"; 3]);
+    let page = room.metrics.probes.registry().render();
+    let labels = "container=\"c\",namespace=\"ns\",pod=\"p\",pod_uid=\"u\",probe_type=\"Readiness\"";
+    assert!(page.contains(&format!("prober_probe_total{{{labels},result=\"failed\"}} 3")), "{page}");
+    assert!(page.contains(&format!("prober_probe_total{{{labels},result=\"successful\"}} 4")), "{page}");
+    drop(pod);
+    settle().await;
+    assert!(!room.metrics.probes.registry().render().contains("prober_probe_total{"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_liveness_probe_is_told_once_and_stops_until_there_is_a_new_instance() {
+    let room = Room::new(Scripted::new(|_, _| (Duration::ZERO, no())));
+    let mut pod = room.open(false);
+    let probes = json!({"livenessProbe": every(1, json!({"failureThreshold": 2, "terminationGracePeriodSeconds": 7}))});
+    pod.aim(room.targets(probes.clone(), "a"));
+    pass(10).await;
+    let failed = pod.readiness().failed("c", "a").cloned().unwrap();
+    assert_eq!(failed.message, "Container c failed liveness probe");
+    assert_eq!((failed.kind, failed.grace), (Kind::Liveness, Some(Duration::from_secs(7))));
+    assert_eq!(room.prober.seconds("liveness a"), [0, 1]);
+    pod.aim(room.targets(probes, "b"));
+    settle().await;
+    assert_eq!(pod.readiness().failed("c", "b"), None);
+    assert_eq!(room.prober.seconds("liveness b"), [10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_says_nothing_counts_neither_way() {
+    let mut room = Room::new(Scripted::new(|_, n| {
+        (Duration::ZERO, if n % 2 == 0 { no() } else { Answer::Unknown("rpc error".into()) })
+    }));
+    let mut pod = room.open(false);
+    pod.aim(room.targets(json!({"livenessProbe": every(1, json!({"failureThreshold": 3}))}), "a"));
+    pass(3).await;
+    assert_eq!(pod.readiness().failed("c", "a"), None);
+    pass(2).await;
+    assert!(pod.readiness().failed("c", "a").is_some());
+    assert_eq!(
+        room.events()[1],
+        "Unhealthy: Liveness probe errored and resulted in unknown state: rpc error"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ends_is_asked_for_readiness_only_and_one_that_is_gone_for_nothing() {
+    let room = Room::new(Scripted::new(well));
+    let mut pod = room.open(false);
+    let plain = every(1, json!({}));
+    let mut targets = room.targets(json!({"readinessProbe": plain, "livenessProbe": plain}), "a");
+    pod.aim(targets.clone());
+    pass(2).await;
+    targets.terminating = true;
+    pod.aim(targets);
+    settle().await;
+    room.prober.asked();
+    pass(3).await;
+    assert!(room.prober.asked().iter().all(|(_, what)| what == "readiness a"));
+    drop(pod);
+    settle().await;
+    room.prober.asked();
+    pass(10).await;
+    assert_eq!(room.prober.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_are_bounded_and_one_pod_with_hanging_ones_leaves_room_for_others() {
+    let room = Room::new(Scripted::new(|q, _| {
+        let hangs = q.instance.starts_with("hang");
+        (Duration::from_secs(if hangs { 3600 } else { 1 }), Answer::Success)
+    }));
+    let exec = json!({"exec": {"command": ["x"]}, "periodSeconds": 600});
+    let mut pods: Vec<PodProbes> = Vec::new();
+    for (prefix, pod) in [("hang", 0), ("good", 1), ("good", 2), ("good", 3), ("good", 4), ("good", 5)] {
+        let containers: Vec<Value> =
+            (0..10).map(|n| json!({"name": format!("c{n}"), "image": "i", "livenessProbe": exec})).collect();
+        let object: Pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
+        let running = (0..10).map(|index| Target {
+            list: ContainerList::Regular,
+            index,
+            instance: format!("{prefix}-{pod}-{index}"),
+            started_at: room.clock.nanos(),
+        });
+        let running = running.collect();
+        let mut probes = room.open(false);
+        probes.aim(Targets { pod: Arc::new(object), terminating: false, ip: None, running });
+        pods.push(probes);
+    }
+    pass(30).await;
+    let asked = room.prober.asked();
+    let count = |prefix: &str| asked.iter().filter(|(_, what)| what.contains(prefix)).count();
+    assert_eq!((count("hang"), count("good")), (COMMANDS_OF_A_POD, 50));
+    assert_eq!(room.prober.flying.lock().unwrap().1, COMMANDS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_agent_knows_who_was_ready_and_asks_at_different_times() {
+    let room = Room::new(Scripted::new(well));
+    let plain = every(10, json!({}));
+    let targets = room.targets(json!({"readinessProbe": plain, "startupProbe": plain}), "a");
+    let mut pod = room.open(false);
+    pod.aim(targets.clone());
+    while !room.dir.path().join(keep::FILE).exists() || pod.readiness().ready("c", "a") != Some(true) {
+        settle().await;
+    }
+    // Until the file has the last word.
+    while keep::read(room.dir.path()).ready("c", "a") != Some(true) {
+        settle().await;
+    }
+    drop(pod);
+
+    let again = Room { dir: room.dir, ..Room::new(Scripted::new(|_, _| (Duration::ZERO, no()))) };
+    let mut pod = again.open(true);
+    assert_eq!(pod.readiness().ready("c", "a"), Some(true), "before anything was asked");
+    let mut targets = targets;
+    targets.running[0].started_at = again.clock.nanos() - 3600 * 1_000_000_000;
+    pod.aim(targets);
+    settle().await;
+    assert_eq!(
+        (pod.readiness().started("c", "a"), pod.readiness().ready("c", "a")),
+        (Some(true), Some(true))
+    );
+    pass(10).await;
+    assert_eq!(again.prober.asked.lock().unwrap().len(), 1, "once within the first period");
+    pass(20).await;
+    assert_eq!(pod.readiness().ready("c", "a"), Some(false), "until probes say otherwise");
+}
+
+#[test]
+fn shares_of_a_period_are_spread_and_always_the_same() {
+    let period = Duration::from_secs(10);
+    let shares: Vec<_> = (0..100).map(|n| share(&format!("id{n}"), Kind::Liveness, period)).collect();
+    assert_eq!(shares[7], share("id7", Kind::Liveness, period));
+    for fifth in 0..5 {
+        let within = shares.iter().filter(|s| s.as_secs() / 2 == fifth).count();
+        assert!((8..=32).contains(&within), "{within} of 100 in fifth {fifth}");
+    }
+    assert!(shares.iter().all(|s| *s < period));
+}
+
+#[tokio::test(start_paused = true)]
+async fn turns_are_exact_multiples_however_late_a_run_ends() {
+    let (due, period) = (Instant::now(), Duration::from_secs(10));
+    let after = |millis| (next_turn(due, period, due + Duration::from_millis(millis)) - due).as_secs();
+    assert_eq!([0, 1, 9_999, 10_000, 10_001, 20_000, 35_000].map(after), [10, 10, 10, 10, 20, 20, 40]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_was_off_when_a_container_was_met_costs_one_initial_delay_at_most() {
+    let room = Room::new(Scripted::new(well));
+    let probe = every(10, json!({"initialDelaySeconds": 20}));
+    for (instance, off, first) in [("back", 3600, 20), ("right", 0, 20), ("forth", -3600, 0)] {
+        let began = room.prober.began.elapsed().as_secs();
+        let mut pod = room.open(false);
+        let mut targets = room.targets(json!({"livenessProbe": probe}), instance);
+        targets.running[0].started_at += off * 1_000_000_000;
+        pod.aim(targets);
+        pass(25).await;
+        let asked = room.prober.asked();
+        assert_eq!(asked[0].0 / 1000, u128::from(began + first), "{instance}");
+    }
+}
