@@ -3,6 +3,7 @@
 use crate::case::{Case, PodRecord};
 use crate::node::{CgroupValues, Node};
 use crate::normal::{self, Events, NormalCall, NormalStatus, differences};
+use crate::probes;
 use crate::replay::Outcome;
 use anyhow::Result;
 use serde_json::Value;
@@ -23,7 +24,7 @@ pub fn compare(case: &Case, outcome: &Outcome, node: &Node) -> Result<Vec<String
             statuses(&normal::recorded_statuses(pod), &normal::our_statuses(ours, outcome, node)?);
         let [recorded, sums] = normal::first_sums(pod, ours);
         found.extend(differences(&sums, &recorded, PLACES).iter().map(|d| format!("status.resources{d}")));
-        found.extend(events(&normal::recorded_events(pod), &normal::our_events(ours, outcome, node)));
+        found.extend(events(case, &normal::recorded_events(pod), &normal::our_events(ours, outcome, node)));
         found.extend(cgroup(pod, ours.cgroup.as_ref()));
         if !ours.gone {
             found.push("the pod never went away".to_owned());
@@ -199,10 +200,12 @@ fn tells_a_reason_early(ours: &Value, recorded: &Value) -> bool {
 /// Reasons that come and go while nothing else changes.
 const REASONS: [&str; 3] = ["CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff"];
 
-fn events(recorded: &Events, ours: &Events) -> Vec<String> {
+fn events(case: &Case, recorded: &Events, ours: &Events) -> Vec<String> {
     let show = |e: &(String, String, String, String)| format!("{} {} {} {:?}", e.0, e.1, e.2, e.3);
+    let told =
+        |e: &&(String, String, String, String)| e.1 != "Unhealthy" || !probes::while_stopping(case, &e.3);
     let mut out: Vec<String> =
-        recorded.difference(ours).map(|e| format!("event missing: {}", show(e))).collect();
+        recorded.difference(ours).filter(told).map(|e| format!("event missing: {}", show(e))).collect();
     out.extend(ours.difference(recorded).map(|e| format!("event never recorded: {}", show(e))));
     out
 }
@@ -343,13 +346,13 @@ mod tests {
             Events::from([(kind, reason, path, message)])
         };
         let recorded = event(["Normal", "Started", "p", "m"]);
-        assert_eq!(events(&recorded, &recorded), [""; 0]);
+        assert_eq!(events(&case(), &recorded, &recorded), [""; 0]);
         for other in [
             ["Warning", "Started", "p", "m"],
             ["Normal", "Started", "", "m"],
             ["Normal", "Started", "p", "n"],
         ] {
-            assert_eq!(events(&recorded, &event(other)).len(), 2, "{other:?}");
+            assert_eq!(events(&case(), &recorded, &event(other)).len(), 2, "{other:?}");
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod compare;
 mod deeds;
 pub mod node;
 pub mod normal;
+mod probes;
 pub mod protojson;
 pub mod replay;
 pub mod script;

@@ -9,6 +9,7 @@
 use crate::case::{Case, PodRecord};
 use crate::deeds;
 use crate::node::{CgroupValues, Node};
+use crate::probes::Recorded;
 use crate::script::{Instance, Script};
 use anyhow::{Context as _, Result, bail};
 use cri::fake::{Call, FakeImage, FakeRuntime, Fault, Pull};
@@ -71,7 +72,8 @@ pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
     prepare(&fake, &script, &case.name);
     let client = fake.client();
     let capabilities = client.connected().await;
-    let settings = node.settings(Clock::steady(epoch))?;
+    let mut settings = node.settings(Clock::steady(epoch))?;
+    settings.prober = Some(Arc::new(Recorded::new(case, &fake)));
     let agent = Agent::start(settings, client, &capabilities, Metrics::default())?;
     let (statuses, events) = (agent.statuses.subscribe(), agent.recorder.subscribe());
     agent.sources.send(SourceEvent::Synced(Origin::Api)).await.context("the agent has ended")?;
