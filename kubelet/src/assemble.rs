@@ -10,6 +10,7 @@
 //! | world | `SourceEvent`s, the `Picture` | `watch<Desired>` per pod, the `Directory` |
 //! | a pod's actor | `Desired`, `Observed` | calls to the runtime, statuses, events |
 //! | probes | targets from actors | `watch<Arc<Readiness>>` per pod, events, a file per pod |
+//! | log rotation | what runs, by pleg; inotify | renamed logs, `ReopenContainerLog` |
 //! | file source | inotify | `SourceEvent`s |
 //! | server | HTTP | what the [`View`] shows |
 
@@ -18,7 +19,9 @@ use crate::cgroup::{CgroupConfig, Cgroups, NodeValues};
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::image::{ImageConfig, Images};
+use crate::log::{Rotation, RotationConfig, RunningLog};
 use crate::metrics::Metrics;
+use crate::pleg::observed::State;
 use crate::pleg::{self, Pleg};
 use crate::pod::Rooms;
 use crate::pod::translate::NodeFacts;
@@ -64,6 +67,8 @@ pub struct Settings {
     pub images: ImageConfig,
     /// How containers are probed; `None`: over the runtime and the network.
     pub prober: Option<Arc<dyn Prober>>,
+    /// When containers' logs are rotated.
+    pub log_rotation: RotationConfig,
     /// How often pleg looks when nothing tells it to.
     pub pleg: pleg::Config,
     /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).
@@ -92,6 +97,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// Growing logs cannot be watched.
+    #[error("cannot watch containers' logs: {0}")]
+    Logs(std::io::Error),
     /// Manifests cannot be watched.
     #[error("staticPodPath: cannot watch it: {0}")]
     Watch(std::io::Error),
@@ -161,7 +169,9 @@ impl Agent {
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
         let recorder = Recorder::new(1024);
-        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone());
+        let mut tasks = Vec::new();
+        let on_change = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
+        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
         let mut facts = settings.facts;
         let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;
@@ -198,7 +208,6 @@ impl Agent {
         let directory = Directory::default();
         let (sources, events) = mpsc::channel(256);
         let mut expected = settings.other_sources;
-        let mut tasks = Vec::new();
         if let Some((dir, net)) = settings.manifests {
             expected.insert(Origin::File);
             let file =
@@ -240,6 +249,29 @@ impl Agent {
             None => pod.clone(),
         }
     }
+}
+
+/// Starts log rotation, unless it is switched off; what comes back tells it which containers run.
+fn rotation(
+    config: RotationConfig,
+    runtime: &cri::Client,
+    clock: Clock,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<pleg::OnChange, StartError> {
+    if config.max_size.is_none() {
+        return Ok(Box::new(|_, _| ()));
+    }
+    let (rotation, task) =
+        Rotation::spawn(config, Arc::new(runtime.clone()), clock).map_err(StartError::Logs)?;
+    tasks.push(task);
+    Ok(Box::new(move |uid, seen| {
+        let running = seen.containers.iter().filter(|c| c.state == State::Running);
+        let log = |c: &pleg::observed::Instance| RunningLog {
+            id: c.id.as_str().into(),
+            path: std::path::Path::new(&c.log_path).into(),
+        };
+        rotation.running(uid, running.map(log).collect());
+    }))
 }
 
 /// A runtime that says which driver it uses must be believed.

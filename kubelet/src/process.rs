@@ -186,6 +186,7 @@ fn operation(call: &'static str) -> &'static str {
         "RemoveContainer" => "remove_container",
         "ContainerStatus" => "container_status",
         "ListContainers" => "list_containers",
+        "ReopenContainerLog" => "reopen_container_log",
         "ExecSync" => "exec_sync",
         "ImageStatus" => "image_status",
         "ListImages" => "list_images",

@@ -5,10 +5,10 @@
 use crate::assemble::Settings;
 use crate::cgroup::{CgroupConfig, NodeValues};
 use crate::clock::Clock;
-use crate::config::Loaded;
+use crate::config::{KubeletConfiguration, Loaded};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
 use crate::image::{CredentialConfig, ImageConfig, PullConfig};
-use crate::log;
+use crate::log::{self, RotationConfig};
 use crate::node::{self, Capacity};
 use crate::pleg;
 use crate::pod::backoff;
@@ -128,6 +128,7 @@ impl Settings {
             clock: Clock::System,
             images: images(loaded, &root_dir)?,
             prober: None,
+            log_rotation: log_rotation(config),
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())
                 .then(|| (PathBuf::from(&config.static_pod_path), config.file_check_frequency.to_std())),
@@ -158,6 +159,19 @@ fn images(loaded: &Loaded, root_dir: &Path) -> Result<ImageConfig, SettingsError
             providers,
         },
     })
+}
+
+/// `containerLog*`, as checked when the configuration was read.
+fn log_rotation(config: &KubeletConfiguration) -> RotationConfig {
+    let count = |n: i32| usize::try_from(n).unwrap_or(0);
+    let size = quantity::parse(&config.container_log_max_size).map_or(0, quantity::Nano::value);
+    RotationConfig {
+        // Upstream takes a negative size for "never".
+        max_size: u64::try_from(size).ok(),
+        max_files: count(config.container_log_max_files),
+        workers: count(config.container_log_max_workers),
+        interval: config.container_log_monitor_interval.to_std(),
+    }
 }
 
 fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {

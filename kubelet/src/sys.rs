@@ -24,3 +24,36 @@ pub fn trim_heap() {
         libc::malloc_trim(0);
     }
 }
+
+/// The node's local time `seconds` after the epoch: year, month, day, hour, minute, second. `None` where it has none.
+pub fn local_time(seconds: i64) -> Option<[i32; 6]> {
+    let seconds: libc::time_t = seconds;
+    // SAFETY: all zeros is a valid `tm`: its fields are numbers and a pointer that may be null.
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of the right types; the function keeps neither.
+    let made = unsafe { libc::localtime_r(&raw const seconds, &raw mut tm) };
+    (!made.is_null())
+        .then(|| [tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec])
+}
+
+/// The kernel's number, which the bindings lack for most platforms.
+const F_SETSIG: libc::c_int = 10;
+
+/// Whether somebody has `file`, itself open for reading only, open for writing. The kernel tells by whether it grants a
+/// read lease, which is given back at once; no on a file system that knows no leases.
+pub fn is_open_for_writing(file: &std::fs::File) -> bool {
+    use std::os::fd::AsRawFd;
+    let fd = file.as_raw_fd();
+    // SAFETY: the three calls take integers, and the descriptor is open for as long as `file` is borrowed. Whoever opens
+    // the file for writing between the last two makes the kernel send a signal: one that is ignored by default.
+    unsafe {
+        if libc::fcntl(fd, F_SETSIG, libc::SIGURG) == -1 {
+            return false;
+        }
+        if libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == -1 {
+            return std::io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+        }
+        libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
+    }
+    false
+}

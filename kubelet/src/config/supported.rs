@@ -31,7 +31,6 @@ const IMAGE_GC: &str = "images are not collected yet";
 const EVICTION: &str = "pods are not evicted yet";
 const CPU: &str = "CPUs are not assigned to containers yet";
 const NUMA: &str = "NUMA nodes are not managed yet";
-const ROTATION: &str = "container logs are not rotated yet";
 const SHUTDOWN: &str = "node shutdown is not handled yet";
 const CSR: &str = "certificates are not requested from a cluster yet";
 const MEMORY_QOS: &str = "memory is not throttled or protected yet";
@@ -137,10 +136,10 @@ const FIELDS: &[(&str, Status)] = &[
     ("featureGates", Supported),
     ("failSwapOn", Supported),
     ("memorySwap.swapBehavior", Only(&["\"NoSwap\""], "swap for pods is not supported yet")),
-    ("containerLogMaxSize", NotYet(ROTATION)),
-    ("containerLogMaxFiles", NotYet(ROTATION)),
-    ("containerLogMaxWorkers", NotYet(ROTATION)),
-    ("containerLogMonitorInterval", NotYet(ROTATION)),
+    ("containerLogMaxSize", Supported),
+    ("containerLogMaxFiles", Supported),
+    ("containerLogMaxWorkers", Supported),
+    ("containerLogMonitorInterval", Supported),
     ("configMapAndSecretChangeDetectionStrategy", Noted(API)),
     ("systemReserved", Supported),
     ("kubeReserved", Supported),

@@ -128,7 +128,7 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
     assert_eq!(
         Start::with(
             "cgroupDriver: systemd\ncpuManagerPolicy: static\nmemorySwap: {swapBehavior: LimitedSwap}\n\
-             containerLogMaxSize: 1Mi\nshutdownGracePeriod: 30s\nfeatureGates: {MemoryQoS: true, WatchList: false}\n\
+             shutdownGracePeriod: 30s\nfeatureGates: {MemoryQoS: true, WatchList: false}\n\
              tracing: {samplingRatePerMillion: 1}\nuserNamespaces: {idsPerPod: 65536}\n\
              evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}\n"
         )
@@ -141,7 +141,6 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
             "not supported yet: evictionSoft (--eviction-soft): {\"memory.available\":\"1Gi\"}: pods are not evicted yet; only nothing is accepted",
             "not supported yet: evictionSoftGracePeriod (--eviction-soft-grace-period): {\"memory.available\":\"1m\"}: pods are not evicted yet; only nothing is accepted",
             "not supported yet: memorySwap.swapBehavior: \"LimitedSwap\": swap for pods is not supported yet; only nothing and \"NoSwap\" are accepted",
-            "not supported yet: containerLogMaxSize (--container-log-max-size): \"1Mi\": container logs are not rotated yet; only \"10Mi\" is accepted",
             "not supported yet: shutdownGracePeriod: \"30s\": node shutdown is not handled yet; only \"0s\" is accepted",
             "not supported yet: tracing.samplingRatePerMillion: 1: traces are not exported yet; only nothing is accepted",
             "not supported yet: userNamespaces.idsPerPod: 65536: user namespaces are not supported yet; only nothing is accepted",

@@ -5,30 +5,36 @@
 //! ```text
 //!        ┌────────── bytes ───────────┐
 //!        ▼                            │
-//!  sample "has exited", mark ticks ─▶ read ──end of file──▶ another file at the path, with content? ─yes─▶ read the
+//!  sample "has exited", mark ticks ─▶ read ──end of file──▶ another file follows, with content?  ─yes──▶ read the
 //!        ▲                                                     │no                            old one to its end once
 //!        └── tick of the directory or the container's exit ◀─no─ exited? ─yes─▶ done           more, then the new one
 //! ```
 //!
 //! Rotation renames the file and makes the runtime open a new one at the same path. The runtime may still be writing
-//! to the old one when the new one appears, so the switch waits until the new one has content. No timer is involved;
-//! a test that sends no ticks and no exit would wait for ever.
+//! to the old one when the new one appears, so the switch waits until the new one has content and nobody has the old one
+//! open for writing (but no longer than [`SWITCH`]: whoever holds it may not be the runtime). A reader that is slower than
+//! the container finds the files between the two by their names, compressed or not, for as long as rotation keeps them.
+//! No other timer is involved; a test that sends no ticks and no exit would wait for ever.
 //!
 //! A reader that is not polled holds an open file and no buffer.
 
 use super::decode::{Decoder, Filter};
+use super::place::Place;
+use super::source::Source;
 use super::tail::tail_offset;
 use super::watch::{Watch, Watcher};
 use bytes::Bytes;
-use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch as latest;
 
 /// How much of the file is read at once; also about how much one item of the reader can hold.
 const CHUNK: usize = 16 * 1024;
+
+/// How long a file that is open for writing keeps a reader from the one that follows.
+const SWITCH: Duration = Duration::from_secs(1);
 
 /// What of the log to show.
 #[derive(Clone, Debug, Default)]
@@ -80,11 +86,12 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    file: Arc<File>,
+    place: Arc<Place>,
+    file: Arc<Source>,
     pos: u64,
     decoder: Decoder,
-    /// The file that took the path's place; the current one is read to its end once more before it.
-    successor: Option<File>,
+    /// The file that follows; the current one is read to its end once more before it.
+    successor: Option<Source>,
     /// `None` when not following.
     watch: Option<Watch>,
     running: latest::Receiver<bool>,
@@ -98,8 +105,10 @@ enum Look {
     Same,
     /// The current file became shorter: it was emptied and begins anew.
     Truncated,
-    /// Another file, and whether it has content.
-    Successor(File, bool),
+    /// Another file follows, and nobody writes to the current one any more.
+    Successor(Source),
+    /// Another file follows, and the current one is still open for writing.
+    StillWritten(Source),
 }
 
 impl Reader {
@@ -114,14 +123,15 @@ impl Reader {
         let (asked, tail) = (path.to_path_buf(), options.tail_lines);
         let opened = blocking(move || open(&asked, tail)).await;
         let failed = |source| ReadError::Open { path: path.to_path_buf(), source };
-        let (path, file, pos) = opened.map_err(failed)??;
-        let dir = path.parent().unwrap_or(Path::new("/"));
+        let (place, file, pos) = opened.map_err(failed)??;
+        let path = path.to_path_buf();
         let failed = |source| ReadError::Watch { path: path.clone(), source };
-        let watch = follow.map(|watcher| watcher.watch(dir)).transpose().map_err(failed)?;
+        let watch = follow.map(|watcher| watcher.watch(&place.path_of("."))).transpose().map_err(failed)?;
         let decoder = Decoder::new(options.filter);
-        let file = Arc::new(file);
+        let (place, file) = (Arc::new(place), Arc::new(file));
         Ok(Self {
             path,
+            place,
             file,
             pos,
             decoder,
@@ -158,12 +168,7 @@ impl Reader {
             watch.mark();
         }
         let (file, pos) = (self.file.clone(), self.pos);
-        let chunk = blocking(move || {
-            let mut chunk = vec![0; CHUNK];
-            let read = file.read_at(&mut chunk, pos)?;
-            chunk.truncate(read);
-            io::Result::Ok(chunk)
-        });
+        let chunk = blocking(move || file.read_at(pos, CHUNK));
         let chunk = chunk.await.flatten().map_err(|source| self.read_error(source))?;
         if !chunk.is_empty() {
             return Ok(self.decode(&chunk));
@@ -182,10 +187,18 @@ impl Reader {
 
     /// Following, everything read: the next file, the end, or a wait.
     async fn at_end(&mut self, exited: bool) -> Result<(), ReadError> {
-        let (path, file, pos) = (self.path.clone(), self.file.clone(), self.pos);
-        let found = blocking(move || look(&path, &file, pos)).await.flatten();
+        let (place, file, pos) = (self.place.clone(), self.file.clone(), self.pos);
+        let found = blocking(move || look(&place, &file, pos, exited)).await.flatten();
         match found.map_err(|source| self.read_error(source))? {
-            Look::Successor(file, has_content) if has_content || exited => self.successor = Some(file),
+            Look::Successor(file) => self.successor = Some(file),
+            Look::StillWritten(file) => {
+                let Some(watch) = &mut self.watch else { return Ok(()) };
+                tokio::select! {
+                    _ = self.running.changed() => {}
+                    _ = watch.tick() => {}
+                    () = tokio::time::sleep(SWITCH) => self.successor = Some(file),
+                }
+            }
             Look::Truncated => {
                 self.pos = 0;
                 self.decoder.restart();
@@ -223,45 +236,35 @@ impl Reader {
 }
 
 /// Resolves and opens the log and finds where to begin.
-fn open(path: &Path, tail: Option<u64>) -> Result<(PathBuf, File, u64), ReadError> {
-    let failed = |source| ReadError::Resolve { path: path.to_path_buf(), source };
-    let path = path.canonicalize().map_err(failed)?;
-    let file = open_regular(&path).map_err(|source| ReadError::Open { path: path.clone(), source })?;
+fn open(path: &Path, tail: Option<u64>) -> Result<(Place, Source, u64), ReadError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ReadError::Resolve { path: path.to_path_buf(), source },
+        _ => ReadError::Open { path: path.to_path_buf(), source },
+    };
+    let place = Place::open(path).map_err(failed)?;
+    let file = place.open_file(place.name()).map_err(failed)?;
     let pos = match tail {
         None => 0,
-        Some(lines) => {
-            tail_offset(&file, lines).map_err(|source| ReadError::Read { path: path.clone(), source })?
-        }
+        Some(lines) => tail_offset(&file, lines)
+            .map_err(|source| ReadError::Read { path: path.to_path_buf(), source })?,
     };
-    Ok((path, file, pos))
+    Ok((place, Source::plain(file), pos))
 }
 
-/// Opens a regular file; anything else is refused, and a pipe without a writer does not block.
-fn open_regular(path: &Path) -> io::Result<File> {
-    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = File::options().read(true).custom_flags(nonblock).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
-}
-
-fn look(path: &Path, current: &File, pos: u64) -> io::Result<Look> {
-    let now = current.metadata()?;
-    if now.len() < pos {
+fn look(place: &Place, current: &Source, pos: u64, exited: bool) -> io::Result<Look> {
+    if current.was_emptied(pos)? {
         return Ok(Look::Truncated);
     }
-    let identity = |m: &Metadata| (m.dev(), m.ino());
-    match std::fs::metadata(path) {
-        Ok(at_path) if identity(&at_path) == identity(&now) => Ok(Look::Same),
-        Ok(_) => match open_regular(path) {
-            Ok(file) => {
-                let has_content = file.metadata()?.len() > 0;
-                Ok(Look::Successor(file, has_content))
+    match current.successor(place)? {
+        Some((next, has_content)) if has_content || exited => {
+            // A runtime may write the end of the old file after the beginning of the new one.
+            if !exited && current.is_written() {
+                Ok(Look::StillWritten(next))
+            } else {
+                Ok(Look::Successor(next))
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Look::Same),
-            Err(e) => Err(e),
-        },
-        // Renamed away, and the runtime has not made the new one yet.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Look::Same),
-        Err(e) => Err(e),
+        }
+        _ => Ok(Look::Same),
     }
 }
 
@@ -273,6 +276,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::io::Write;
     use std::time::Duration;
     use tempfile::TempDir;

@@ -7,6 +7,8 @@
 //! /var/log/containers/<name>_<namespace>_<container>-<container id>.log -> the file above
 //! ```
 
+use super::place::Place;
+use super::rotated;
 use crate::api::{PodRef, PodUid};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -170,6 +172,16 @@ pub fn remove_pod_logs(dir: &Path) -> Result<(), LogPathError> {
     match std::fs::remove_dir_all(dir) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(LogPathError::Directory { step: "remove", path: dir.to_path_buf(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the log at `path` of one run of a container, with everything that was rotated of it. Nothing there is fine.
+pub fn remove_instance_logs(path: &Path) -> Result<(), LogPathError> {
+    match Place::open(path).and_then(|place| rotated::remove_all(&place)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LogPathError::Directory { step: "remove logs", path: path.to_path_buf(), source })
         }
         _ => Ok(()),
     }

@@ -3,6 +3,7 @@
 //! Lines are the file's own: a line that the runtime split counts as often as it was split, as with upstream.
 
 use super::decode::{Decoder, Filter};
+use super::place::Place;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -44,7 +45,8 @@ const MOST: u64 = 4 << 20;
 
 /// What a container printed last: of its last `lines` lines the last `bytes`. Blocks on the disk.
 pub fn last_output(log: &Path, lines: u64, bytes: usize) -> io::Result<String> {
-    let file = File::open(log)?;
+    let place = Place::open(log)?;
+    let file = place.open_file(place.name())?;
     let size = file.metadata()?.len();
     let start = tail_offset(&file, lines)?.max(size.saturating_sub(MOST));
     let mut records = vec![0; usize::try_from(size.saturating_sub(start)).unwrap_or(0)];

@@ -52,9 +52,10 @@ impl Watcher {
         Ok(Self(shared))
     }
 
-    /// Watches `dir`: a write, creation, renaming or removal in it, or its own removal, gives a tick.
+    /// Watches `dir`: a write, its end, a creation, renaming or removal in it, or its own removal, gives a tick.
     pub fn watch(&self, dir: &Path) -> io::Result<Watch> {
         let mask = WatchMask::MODIFY
+            | WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
             | WatchMask::MOVE
             | WatchMask::DELETE

@@ -64,6 +64,9 @@ pub struct Health {
     pub error: Option<String>,
 }
 
+/// Told of what runs of a pod whenever that changes, on pleg's own task: it must not block.
+pub type OnChange = Box<dyn Fn(&PodUid, &Observed) + Send>;
+
 /// What is seen of each pod, for those who cannot wait for the task.
 type Index = Arc<Mutex<HashMap<PodUid, watch::Receiver<Arc<Observed>>>>>;
 
@@ -77,11 +80,13 @@ pub struct Pleg {
 
 impl Pleg {
     /// Starts the task. The first receiver gets the first full [`Picture`], the second every pod that is found in the
-    /// runtime later without anybody having asked for it.
+    /// runtime later without anybody having asked for it. `on_change` is told of every pod whenever what is seen of it
+    /// changes.
     pub fn spawn(
         runtime: cri::Client,
         config: Config,
         metrics: Metrics,
+        on_change: OnChange,
     ) -> (Self, oneshot::Receiver<Picture>, mpsc::Receiver<PodRef>) {
         let (tx, rx) = mpsc::channel(256);
         let (picture_tx, picture_rx) = oneshot::channel();
@@ -94,6 +99,7 @@ impl Pleg {
             strays: strays_tx,
             picture: picture_tx,
             health: health_tx,
+            on_change,
         };
         let task = task::Task::new(runtime, config, metrics, ends);
         tokio::spawn(task.run());

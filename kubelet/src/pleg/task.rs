@@ -5,7 +5,7 @@
 
 use super::look::{self, Listed};
 use super::observed::{Observed, Picture, State, labels};
-use super::{Config, Health, Index, Request};
+use super::{Config, Health, Index, OnChange, Request};
 use crate::api::{PodRef, PodUid};
 use crate::metrics::Metrics;
 use cri::v1;
@@ -53,6 +53,7 @@ pub struct Ends {
     pub strays: mpsc::Sender<PodRef>,
     pub picture: oneshot::Sender<Picture>,
     pub health: watch::Sender<Health>,
+    pub on_change: OnChange,
 }
 
 pub struct Task {
@@ -64,10 +65,13 @@ pub struct Task {
     strays: mpsc::Sender<PodRef>,
     picture: Option<oneshot::Sender<Picture>>,
     health: watch::Sender<Health>,
+    on_change: OnChange,
     pods: HashMap<PodUid, Slot>,
     jobs: JoinSet<Done>,
     seq: u64,
     full_in_flight: bool,
+    /// The runtime came back while it was: what it tells may be of before, and no events come.
+    full_again: bool,
     full_began: Instant,
     next_full: Instant,
     full_failures: u32,
@@ -87,10 +91,12 @@ impl Task {
             strays: ends.strays,
             picture: Some(ends.picture),
             health: ends.health,
+            on_change: ends.on_change,
             pods: HashMap::new(),
             jobs: JoinSet::new(),
             seq: 0,
             full_in_flight: false,
+            full_again: false,
             full_began: Instant::now(),
             next_full: Instant::now(),
             full_failures: 0,
@@ -101,6 +107,8 @@ impl Task {
 
     pub async fn run(mut self) {
         let mut connection = self.runtime.connection();
+        // The first look is that of the present connection.
+        connection.mark_unchanged();
         loop {
             tokio::select! {
                 request = self.requests.recv() => match request {
@@ -203,7 +211,9 @@ impl Task {
             Ok((pod, seen)) => {
                 slot.failures = 0;
                 let seen = Arc::new(seen);
-                publish(&slot.tx, &seen);
+                if publish(&slot.tx, &seen) {
+                    (self.on_change)(&uid, &seen);
+                }
                 for answer in answers {
                     let _ = answer.send(seen.clone());
                 }
@@ -286,7 +296,11 @@ impl Task {
                 self.full_failures = 0;
                 self.metrics.pleg_relist_duration.observe_duration(self.full_began.elapsed());
                 self.metrics.pleg_last_seen.set(jiff::Timestamp::now().as_second() as f64);
-                if events { self.config.net } else { self.config.poll }
+                match (std::mem::take(&mut self.full_again), events) {
+                    (true, _) => Duration::ZERO,
+                    (false, true) => self.config.net,
+                    (false, false) => self.config.poll,
+                }
             }
             Some(error) => {
                 tracing::warn!(%error, "cannot list what the runtime has");
@@ -327,7 +341,9 @@ impl Task {
 
     fn first_picture(&mut self, picture: Picture) {
         for (uid, (_, seen)) in &picture.pods {
-            publish(&self.slot(uid.clone()).tx, seen);
+            if publish(&self.slot(uid.clone()).tx, seen) {
+                (self.on_change)(uid, seen);
+            }
             if seen.seq == 0 {
                 self.look(uid.clone(), None);
             }
@@ -414,7 +430,7 @@ impl Task {
         self.events = None;
         (self.full_failures, self.empty_streams) = (0, 0);
         if self.full_in_flight {
-            self.next_full = Instant::now();
+            self.full_again = true;
         } else {
             self.look_at_all();
         }
@@ -432,7 +448,8 @@ async fn next_event(
 }
 
 /// Publishes what is newer than what is there; an equal picture wakes nobody, unless the one before was only rough.
-fn publish(tx: &watch::Sender<Arc<Observed>>, seen: &Arc<Observed>) {
+/// Tells whether it woke anybody.
+fn publish(tx: &watch::Sender<Arc<Observed>>, seen: &Arc<Observed>) -> bool {
     tx.send_if_modified(|last| {
         if seen.seq < last.seq {
             return false;
@@ -441,7 +458,7 @@ fn publish(tx: &watch::Sender<Arc<Observed>>, seen: &Arc<Observed>) {
             last.is_rough() || seen.sandboxes != last.sandboxes || seen.containers != last.containers;
         *last = seen.clone();
         changed
-    });
+    })
 }
 
 /// How long the first full look waits for one pod's statuses.

@@ -286,8 +286,12 @@ impl Actor {
             }
             Step::Resume { list, index, id } => self.steps.resume(pod, *list, *index, id).await,
             Step::RemoveContainer { id, name } => {
-                self.steps.remove_container(pod, id, name).await?;
                 let gone = self.seen.containers.iter().find(|i| i.id == *id);
+                let path = gone.map(|i| i.log_path.as_str()).filter(|path| !path.is_empty());
+                let shared =
+                    |path: &&str| self.seen.containers.iter().any(|i| i.id != *id && i.log_path == *path);
+                let logs = path.filter(|path| !shared(path)).map(Into::into);
+                self.steps.remove_container(pod, id, name, logs).await?;
                 let newer = |i: &&Instance| {
                     self.removed.get(name).is_none_or(|known| known.created_at <= i.created_at)
                 };

@@ -109,7 +109,26 @@ impl Steps {
         self.runtime_gone(self.rooms.runtime.stop_pod_sandbox(id).await, "stop the sandbox")
     }
 
-    pub async fn remove_container(&self, pod: &Pod, id: &str, name: &str) -> Result<(), Failure> {
+    /// `logs` is where the instance's log is, unless another instance writes there as well.
+    pub async fn remove_container(
+        &self,
+        pod: &Pod,
+        id: &str,
+        name: &str,
+        logs: Option<PathBuf>,
+    ) -> Result<(), Failure> {
+        if let Some(path) = logs {
+            // Before the container: it is by the container that they are found.
+            match tokio::task::spawn_blocking(move || log::remove_instance_logs(&path)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(pod = %self.pod, container = name, %error, "cannot remove the container's logs");
+                }
+                Err(error) => {
+                    tracing::error!(pod = %self.pod, %error, "removing the container's logs panicked");
+                }
+            }
+        }
         let removed = self.rooms.runtime.remove_container(id).await;
         self.runtime_gone(removed, "remove the container")?;
         self.remove_leftover(pod, id).await?;

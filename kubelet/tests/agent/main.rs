@@ -6,6 +6,7 @@
 //! | `scale` | many pods at once |
 //! | `faults` | a runtime that fails, hangs, forgets or restarts |
 //! | `images` | pulls and credentials |
+//! | `logs` | rotation, and logs that go with their containers |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
 //! | `updates` | manifests that change, pods that end |
@@ -17,6 +18,7 @@
 mod admission;
 mod faults;
 mod images;
+mod logs;
 mod probes;
 mod restarts;
 mod scale;

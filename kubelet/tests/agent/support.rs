@@ -12,6 +12,7 @@ use kubelet::cgroup::{CgroupConfig, NodeValues};
 use kubelet::clock::Clock;
 use kubelet::event::Event;
 use kubelet::image::{ImageConfig, PullConfig};
+use kubelet::log::RotationConfig;
 use kubelet::metrics::Metrics;
 use kubelet::pleg;
 use kubelet::pod::backoff;
@@ -204,6 +205,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             pulls: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
             ..ImageConfig::default()
         },
+        log_rotation: RotationConfig { interval: YEAR, ..RotationConfig::default() },
         // The nets are cut unless a test asks for them: whatever works does so by events.
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },
         prober: None,

@@ -9,6 +9,7 @@ use kubelet::assemble::Settings;
 use kubelet::cgroup::{CgroupConfig, Cgroups, NodeValues, Version};
 use kubelet::clock::Clock;
 use kubelet::image::ImageConfig;
+use kubelet::log::RotationConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
@@ -119,6 +120,8 @@ impl Node {
             clock,
             images: ImageConfig::default(),
             prober: None,
+            // The runtime in memory writes no logs: what is never there must not be asked for.
+            log_rotation: RotationConfig { max_size: None, ..RotationConfig::default() },
             pleg: pleg::Config::default(),
             manifests: None,
             other_sources: HashSet::from([Origin::Api]),
