@@ -115,7 +115,7 @@ impl Steps {
         pod: &Pod,
         id: &str,
         name: &str,
-        logs: Option<PathBuf>,
+        logs: Option<std::path::PathBuf>,
     ) -> Result<(), Failure> {
         if let Some(path) = logs {
             // Before the container: it is by the container that they are found.
