@@ -189,7 +189,7 @@ families! {
     containers_per_pod: Histogram = histogram("kubelet_containers_per_pod_count", "Containers of each pod that was accepted.", CONTAINERS);
 
     // pod actors
-    pod_worker_duration: Family<Histogram, 1> = histograms("kubelet_pod_worker_duration_seconds", "One pass of a pod's actor, by what it did: create, update, sync or terminated.", ["operation_type"], DEFAULT);
+    pod_worker_duration: Family<Histogram, 1> = histograms("kubelet_pod_worker_duration_seconds", "One pass of a pod's actor, by what it did: create, update, sync or kill.", ["operation_type"], DEFAULT);
     pod_worker_start_duration: Histogram = histogram("kubelet_pod_worker_start_duration_seconds", "From seeing a pod to starting its actor.", DEFAULT);
     pod_start_duration: Histogram = histogram("kubelet_pod_start_duration_seconds", "From seeing a pod to its containers running.", POD_START);
     pod_start_sli_duration: Histogram = histogram("kubelet_pod_start_sli_duration_seconds", "From a pod's creation to its containers seen running, without image pulls and init containers.", POD_START);
@@ -199,6 +199,7 @@ families! {
     started_containers: Family<Counter, 1> = counters("kubelet_started_containers_total", "Containers that were to be started, by kind: container, init_container, ephemeral_container, podsandbox.", ["container_type"]);
     started_containers_errors: Family<Counter, 2> = counters("kubelet_started_containers_errors_total", "Containers that failed to start, by error and kind.", ["code", "container_type"]);
     terminated_containers: Family<Counter, 3> = counters("kubelet_terminated_containers_total", "Containers that ended, by kind, exit code and reason.", ["container_type", "exit_code", "reason"]);
+    lifecycle_handler_http_fallbacks: Counter = counter("kubelet_lifecycle_handler_http_fallbacks_total", "Hooks that were to ask over HTTPS and got their answer over HTTP.");
 
     // the runtime
     runtime_operations: Family<Counter, 1> = counters("kubelet_runtime_operations_total", "Calls to the runtime.", ["operation_type"]);

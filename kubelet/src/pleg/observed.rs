@@ -133,6 +133,11 @@ impl Observed {
         self.seq == 0 && !self.is_empty()
     }
 
+    /// When the pod began (nanoseconds since the epoch), as far as the runtime still knows: its oldest sandbox's birth.
+    pub fn began(&self) -> Option<i64> {
+        self.sandboxes.iter().map(|s| s.created_at).min()
+    }
+
     /// Nothing of this pod exists in the runtime.
     pub fn is_empty(&self) -> bool {
         self.sandboxes.is_empty() && self.containers.is_empty()

@@ -57,6 +57,10 @@ struct Actor {
     reasons: BTreeMap<String, Waiting>,
     steps: Steps,
     phase: Phase,
+    /// The grace of the pod's end, and when it is over; once something was killed for it.
+    ending: Option<(Duration, tokio::time::Instant)>,
+    /// What an earlier incarnation of the agent had begun has not been looked through yet.
+    adopting: bool,
     start_time: Timestamp,
     arrived: Option<Instant>,
     /// Whom to tell of the end; `None` once told.
@@ -93,6 +97,8 @@ impl Actor {
             reasons: BTreeMap::new(),
             steps,
             phase: Phase::Starting,
+            ending: None,
+            adopting: adopted,
             start_time,
             arrived,
             ended: Some(ended),
@@ -100,6 +106,10 @@ impl Actor {
     }
 
     async fn run(&mut self) {
+        if let Some(arrived) = self.arrived {
+            self.rooms.metrics.pod_worker_start_duration.observe_duration(arrived.elapsed());
+        }
+        let mut acted_on = self.desired.borrow().pod.clone();
         loop {
             let desired = self.desired.borrow_and_update().clone();
             self.take_observed();
@@ -111,9 +121,18 @@ impl Actor {
                 }
                 continue;
             }
+            if std::mem::take(&mut self.adopting) {
+                self.steps.link_logs(&self.seen).await;
+            }
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
             self.aim_probes(&desired);
+            let updated = !Arc::ptr_eq(&acted_on, &desired.pod);
+            if updated && self.phase <= Phase::Running && !self.seen.is_empty() {
+                acted_on = desired.pod.clone();
+                // A failure was told; the next start tries again.
+                let _ = self.steps.limit(&acted_on);
+            }
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
             self.reasons = self.known_reasons();
             self.publish(&desired, plan.outcome);
@@ -133,7 +152,16 @@ impl Actor {
                 continue;
             }
             // Boxed: the calls in it take tens of kilobytes, which a pod at rest must not hold.
-            if Box::pin(self.carry_out(&desired, &plan)).await == Carried::Gone {
+            let began = Instant::now();
+            let carried = Box::pin(self.carry_out(&desired, &plan)).await;
+            let what = match plan.phase {
+                Phase::Starting => "create",
+                Phase::Running if updated => "update",
+                Phase::Running => "sync",
+                _ => "kill",
+            };
+            self.rooms.metrics.pod_worker_duration.with([what]).observe_duration(began.elapsed());
+            if carried == Carried::Gone {
                 self.rooms.statuses.forget(&self.pod);
                 self.rooms.pleg.forget(&self.pod.uid).await;
                 tracing::info!(pod = %self.pod, "pod is gone");
@@ -266,7 +294,10 @@ impl Actor {
     async fn step(&mut self, desired: &Desired, step: &Step) -> Result<(), Failure> {
         let pod = &desired.pod;
         match step {
-            Step::Kill { targets, grace } => self.steps.kill(pod, targets, *grace).await,
+            Step::Kill { targets, grace } => {
+                let grace = self.grace_left(*grace);
+                self.steps.kill(pod, targets, grace).await
+            }
             Step::StopSandbox { id } => {
                 self.steps.stop_sandbox(id).await?;
                 self.memory.stopped.insert(id.clone());
@@ -284,7 +315,10 @@ impl Actor {
                 let seen = self.seen.clone();
                 self.steps.start(pod, &seen, *list, *index, *restart_count, until_stop(&mut desired)).await
             }
-            Step::Resume { list, index, id } => self.steps.resume(pod, *list, *index, id).await,
+            Step::Resume { list, index, id } => {
+                let mut desired = self.desired.clone();
+                self.steps.resume(pod, *list, *index, id, until_stop(&mut desired)).await
+            }
             Step::RemoveContainer { id, name } => {
                 let gone = self.seen.containers.iter().find(|i| i.id == *id);
                 let path = gone.map(|i| i.log_path.as_str()).filter(|path| !path.is_empty());
@@ -304,6 +338,22 @@ impl Actor {
             Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
             Step::CleanUp => self.steps.clean_up().await,
         }
+    }
+
+    /// What is left of the grace of a pod that is ending: kills that are repeated, because one failed or more was found to
+    /// kill, do not begin it anew. A container that is ended while its pod lives has all of it.
+    fn grace_left(&mut self, grace: Duration) -> Duration {
+        if self.phase < Phase::Terminating {
+            return grace;
+        }
+        let now = tokio::time::Instant::now();
+        let until = match self.ending {
+            Some((before, until)) if before <= grace => until,
+            Some((_, until)) => until.min(now + grace),
+            None => now + grace,
+        };
+        self.ending = Some((grace, until));
+        until.saturating_duration_since(now)
     }
 
     fn stop_arrived(&self, acted_on: &Desired) -> bool {
@@ -404,6 +454,7 @@ impl Actor {
             StopReason::Rejected { reason, message } => Some((reason.as_str(), message.as_str())),
             _ => None,
         });
+        let verdict = desired.stop.as_ref().and_then(|s| s.why.verdict());
         let nothing = Default::default();
         let previous = self.rooms.statuses.get(&self.pod.uid);
         let status = api_status(&status::Input {
@@ -416,6 +467,7 @@ impl Actor {
             waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
             removed: &self.removed,
             rejected,
+            failed: if plan::overran(desired, &self.seen) { verdict } else { None },
             sandbox_up,
             previous: previous.as_deref(),
             start_time: self.start_time,
@@ -452,10 +504,9 @@ fn nanos(d: Duration) -> i64 {
     i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// When a pod that was found running had been taken on: its first sandbox's birth.
+/// When a pod that was found running had been taken on, to the second.
 fn adoption_time(seen: &Observed) -> Option<Timestamp> {
-    let born = seen.sandboxes.iter().map(|s| s.created_at).min()?;
-    Timestamp::from_second(born.div_euclid(1_000_000_000)).ok()
+    Timestamp::from_second(seen.began()?.div_euclid(1_000_000_000)).ok()
 }
 
 /// What can be known of the past of a pod that was found in the runtime.

@@ -1,6 +1,6 @@
 //! What should run: the message from `world` to a pod's actor. The newest one wins.
 
-use crate::api::{Origin, Pod};
+use crate::api::{self, Origin, Pod};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,37 @@ pub enum StopReason {
         /// `status.message` without the prefix "Pod was rejected: "
         message: String,
     },
+    /// It has run for `spec.activeDeadlineSeconds`.
+    DeadlineExceeded {
+        /// When the time was over (nanoseconds since the epoch): what had ended by then ended by itself.
+        at: i64,
+    },
 }
 
-/// Upstream gives processes at least this long.
+impl StopReason {
+    /// `status.reason` of a pod that was ended for it, and `status.message`; `None` where its containers tell how it ended.
+    pub fn verdict(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::DeadlineExceeded { .. } => {
+                Some(("DeadlineExceeded", "Pod was active on the node longer than the specified deadline"))
+            }
+            Self::Deleted | Self::Orphaned | Self::Rejected { .. } => None,
+        }
+    }
+}
+
+/// Upstream gives processes at least this long between SIGTERM and SIGKILL, whatever hooks left of the grace.
 pub const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+
+/// A pod that ends has at least this much grace: its hooks are run, though it asks for none.
+pub const SHORTEST_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the pod's processes have to end when nobody orders otherwise: what its deletion says, or its spec.
+pub fn grace_of(pod: &Pod) -> Duration {
+    let seconds = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or(api::spec(pod).termination_grace_period_seconds)
+        .unwrap_or(30);
+    Duration::from_secs(seconds.try_into().unwrap_or(0))
+}

@@ -7,12 +7,13 @@
 //!                               └──▶ world    (its task ends when nothing of the pod is left)
 //! ```
 //!
-//! `plan` and `backoff` are pure, `translate` turns a pod into CRI messages, `steps` does the I/O, `actor` is the
-//! loop. An actor knows only its own pod; it never admits, and never writes what should be.
+//! `plan` and `backoff` are pure, `translate` turns a pod into CRI messages, `steps` does the I/O and runs
+//! the `hooks`, `actor` is the loop. An actor knows only its own pod; it never admits, and never writes what should be.
 
 pub mod actor;
 pub mod backoff;
 pub mod desired;
+mod hooks;
 pub mod plan;
 mod rooms;
 mod steps;

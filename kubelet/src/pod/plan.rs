@@ -22,6 +22,7 @@ use crate::probe::Readiness;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+pub use end::overran;
 pub use policy::{ended_for_good, outcome};
 
 /// Where a pod is.
@@ -90,7 +91,7 @@ pub enum Step {
     Kill {
         /// Which.
         targets: Vec<Kill>,
-        /// Between SIGTERM and SIGKILL, for all turns together: a later turn has what the earlier ones left, and at
+        /// For their hooks, and between SIGTERM and SIGKILL, for all turns together: a later turn has what the earlier ones left, and at
         /// least [`MINIMUM_GRACE`](super::desired::MINIMUM_GRACE).
         grace: Duration,
     },

@@ -10,8 +10,10 @@ use super::plan::Waiting;
 use super::rooms::Rooms;
 use super::translate;
 use crate::api::{self, Container, Pod, PodRef, PodUid, Qos};
+use crate::cgroup::PodValues;
 use crate::event::{ContainerList, Event, Kind, container_path};
 use crate::log;
+use crate::pleg::observed::{Instance, Observed};
 use crate::volume::Mounted;
 use cri::v1;
 use std::net::IpAddr;
@@ -56,6 +58,8 @@ pub struct Steps {
     pub cgroup_made: bool,
     /// A sandbox was made and has not been seen yet.
     pub sandbox_made: bool,
+    /// What was last written into the pod's cgroup.
+    limits: Option<PodValues>,
     made: Option<Made>,
     mounted: Option<Mounted>,
 }
@@ -72,7 +76,7 @@ impl Steps {
     /// An earlier incarnation may have made the cgroup of a pod that is new to this one, so it counts as there until
     /// it has been removed.
     pub fn new(rooms: Arc<Rooms>, pod: PodRef) -> Self {
-        Self { rooms, pod, cgroup_made: true, sandbox_made: false, made: None, mounted: None }
+        Self { rooms, pod, cgroup_made: true, sandbox_made: false, limits: None, made: None, mounted: None }
     }
 
     pub fn container<'a>(&self, pod: &'a Pod, list: ContainerList, index: usize) -> Option<&'a Container> {
@@ -87,6 +91,27 @@ impl Steps {
     fn event(&self, kind: Kind, field_path: Option<String>, reason: &'static str, message: String) {
         let (pod, reason) = (Some(self.pod.clone()), reason.into());
         self.rooms.recorder.record(Event { pod, field_path, kind, reason, message });
+    }
+
+    /// Makes the links to the logs of what is there, where an earlier incarnation of the agent was killed before it had.
+    pub async fn link_logs(&self, seen: &Observed) {
+        let with_log = seen.containers.iter().filter(|c| !c.log_path.is_empty());
+        let link = |c: &Instance| log::link_path(&self.rooms.log_links_dir, &self.pod, &c.name, &c.id);
+        let wanted: Vec<_> = with_log.map(|c| (link(c), c.log_path.clone())).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let pod = self.pod.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            for (link, target) in wanted {
+                if let Err(error) = log::create_link(&link, Path::new(&target)) {
+                    tracing::warn!(%pod, %error, "cannot link a container's log");
+                }
+            }
+        });
+        if let Err(error) = made.await {
+            tracing::error!(pod = %self.pod, %error, "panicked: linking logs");
+        }
     }
 
     /// Tells that a container that ended waits before it runs again.
@@ -187,6 +212,7 @@ impl Steps {
         let removed = tokio::task::spawn_blocking(move || remove_cgroup(&cgroups, qos, &uid)).await;
         self.cgroup_gone(removed, "remove the pod's cgroup")?;
         self.cgroup_made = false;
+        self.limits = None;
         Ok(())
     }
 

@@ -47,6 +47,8 @@ pub struct Input<'a> {
     pub removed: &'a HashMap<String, Instance>,
     /// The node refused the pod: reason and message.
     pub rejected: Option<(&'a str, &'a str)>,
+    /// It is being ended, or was, and is Failed for that: reason and message.
+    pub failed: Option<(&'a str, &'a str)>,
     /// It has a working sandbox.
     pub sandbox_up: bool,
     /// The status last published.
@@ -74,11 +76,18 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
         return status;
     }
     containers(input, &mut status);
-    let computed = phase(input, &status);
+    let computed = if input.failed.is_some() { FAILED } else { phase(input, &status) };
     status.conditions = Some(conditions::conditions(input, computed, &status));
     status.phase = Some(held_back(input, computed).to_owned());
     if input.phase >= Phase::Terminated && input.released {
         end(&mut status, computed);
+    }
+    // As upstream, the reason comes with the final phase.
+    if let Some((reason, message)) = input.failed
+        && status.phase.as_deref() == Some(FAILED)
+    {
+        status.reason = Some(reason.to_owned());
+        status.message = Some(message.to_owned());
     }
     addresses(input, &mut status);
     resources(input, &mut status);

@@ -59,6 +59,7 @@ impl Given {
             readiness: &self.readiness,
             waiting: &self.waiting,
             removed: &self.removed,
+            failed: None,
             rejected: None,
             sandbox_up: !self.observed.sandboxes.is_empty(),
             previous: None,

@@ -201,9 +201,6 @@ fn supported(pod: &Pod) -> Result<(), Rejection> {
         Err(Rejection::new("UnsupportedPodSpec", format!("{field}: {what} not supported yet")))
     };
     let spec = api::spec(pod);
-    if spec.active_deadline_seconds.is_some() {
-        return missing("spec.activeDeadlineSeconds".to_owned(), "deadlines are");
-    }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
         return missing("spec.resourceClaims".to_owned(), "dynamic resource allocation is");
     }
@@ -229,9 +226,6 @@ fn supported(pod: &Pod) -> Result<(), Rejection> {
 }
 
 fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
-    if c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some() || l.pre_stop.is_some()) {
-        return Some(("lifecycle", "hooks are"));
-    }
     if c.restart_policy.is_some() || c.restart_policy_rules.is_some() {
         return Some(("restartPolicy", "sidecars and container restart policies are"));
     }

@@ -15,6 +15,7 @@
 pub mod admit;
 pub mod affinity;
 mod books;
+mod deadlines;
 mod orphans;
 mod task;
 

@@ -1,15 +1,16 @@
 //! The task that keeps the world: one loop, one writer.
 //!
-//! Every arm of the select is cancel-safe: four channels and a `JoinSet`.
+//! Every arm of the select is cancel-safe: four channels, a `JoinSet`, and a timer that is kept until it was heard.
 
 use super::Directory;
 use super::admit::{self, Node, Rejection};
 use super::books::Promised;
+use super::deadlines::{self, Deadlines, Over};
 use super::orphans::{self, FullPicture};
-use crate::api::{self, Origin, Pod, PodRef, PodUid};
+use crate::api::{Origin, Pod, PodRef, PodUid};
 use crate::event::{Event, Kind};
 use crate::pleg::observed::Picture;
-use crate::pod::desired::MINIMUM_GRACE;
+use crate::pod::desired::{MINIMUM_GRACE, grace_of};
 use crate::pod::{self, Desired, Rooms, Stop, StopReason};
 use crate::source::{SourceEvent, SourcePod};
 use std::collections::{HashMap, HashSet};
@@ -41,6 +42,7 @@ pub struct World {
     directory: Directory,
     promised: Promised,
     pods: HashMap<PodUid, Entry>,
+    deadlines: Deadlines,
     /// Pods that wait until nothing is left of an older one of their name. The newest wins.
     queued: HashMap<Name, SourcePod>,
     actors: JoinSet<PodRef>,
@@ -55,6 +57,8 @@ pub struct World {
 struct Entry {
     pod: PodRef,
     desired: watch::Sender<Desired>,
+    /// When the pod began (nanoseconds since the epoch): its deadline counts from here.
+    began: i64,
 }
 
 impl World {
@@ -67,6 +71,7 @@ impl World {
             directory,
             promised: Promised::default(),
             pods: HashMap::new(),
+            deadlines: Deadlines::default(),
             queued: HashMap::new(),
             actors: JoinSet::new(),
             ids: HashMap::new(),
@@ -95,6 +100,7 @@ impl World {
                 },
                 Some(stray) = strays.recv() => self.stray(stray),
                 Some(uid) = self.ended.1.recv() => self.release(&uid),
+                over = self.deadlines.next() => self.time_is_over(over),
                 Some(ended) = self.actors.join_next_with_id() => match ended {
                     Ok((id, pod)) => { self.ids.remove(&id); self.gone(&pod) }
                     Err(error) => self.panicked(error.id(), &error),
@@ -157,6 +163,10 @@ impl World {
             }
             d.pod = new.pod.clone();
         });
+        if entry.desired.borrow().stop.is_none() && self.promised.holds(uid) {
+            let at = deadlines::of(&new.pod, entry.began);
+            self.deadlines.set(uid, at, self.rooms.clock.nanos());
+        }
         if self.promised.holds(uid) {
             self.promised.promise(uid.clone(), &new.pod);
             self.update_qos();
@@ -168,15 +178,53 @@ impl World {
         let runs = found.as_ref().is_some_and(|seen| !seen.is_empty());
         let verdict = if runs { Ok(()) } else { admit::admit(&new.pod, &self.promised, &self.node) };
         let mut desired = Desired { stop: deletion(&new.pod), pod: new.pod, origin: new.origin };
+        let now = self.rooms.clock.nanos();
+        let began = found.as_ref().and_then(|seen| seen.began()).unwrap_or(now);
+        let deadline = deadlines::of(&desired.pod, began);
+        // One whose time was over before this agent began was ended for that, or must be now.
+        if let Some(at) = deadline.filter(|at| *at <= now && desired.stop.is_none()) {
+            let live = found.as_ref().is_some_and(|seen| seen.is_live());
+            desired.stop = Some(self.overdue(&pod, &desired.pod, at, live));
+        }
         match verdict {
             // What ended before this agent began holds nothing, as what ends while it runs.
             Ok(()) if found.is_some_and(|seen| pod::plan::has_ended(&desired, &seen)) => {}
-            Ok(()) => self.promised.promise(pod.uid.clone(), &desired.pod),
+            Ok(()) => {
+                self.promised.promise(pod.uid.clone(), &desired.pod);
+                self.deadlines.set(&pod.uid, deadline.filter(|_| desired.stop.is_none()), now);
+            }
             Err(rejection) => desired.stop = Some(self.reject(&pod, rejection)),
         }
         self.directory.put(pod.uid.clone(), desired.pod.clone());
-        self.spawn(pod, desired, new.arrived, Duration::ZERO);
+        self.spawn(pod, desired, began, new.arrived, Duration::ZERO);
         self.update_qos();
+    }
+
+    /// A pod has run for as long as it may.
+    fn time_is_over(&mut self, Over { uid, at }: Over) {
+        let Some(entry) = self.pods.get(&uid) else { return };
+        let (pod, spec) = (entry.pod.clone(), entry.desired.borrow().pod.clone());
+        if entry.desired.borrow().stop.is_some() {
+            return;
+        }
+        let stop = self.overdue(&pod, &spec, at, true);
+        entry.desired.send_modify(|d| merge_stop(&mut d.stop, stop));
+        self.count();
+    }
+
+    /// The order for a pod whose time is over, which is told unless that was done long ago.
+    fn overdue(&self, pod: &PodRef, spec: &Pod, at: i64, tell: bool) -> Stop {
+        let why = StopReason::DeadlineExceeded { at };
+        if let Some((reason, message)) = why.verdict().filter(|_| tell) {
+            self.rooms.recorder.record(Event {
+                pod: Some(pod.clone()),
+                field_path: None,
+                kind: Kind::Normal,
+                reason: reason.into(),
+                message: message.to_owned(),
+            });
+        }
+        Stop { why, grace: grace_of(spec), remove: false }
     }
 
     fn reject(&self, pod: &PodRef, Rejection { reason, message }: Rejection) -> Stop {
@@ -191,7 +239,7 @@ impl World {
         Stop { why: StopReason::Rejected { reason, message }, grace: MINIMUM_GRACE, remove: false }
     }
 
-    fn spawn(&mut self, pod: PodRef, desired: Desired, arrived: Instant, pause: Duration) {
+    fn spawn(&mut self, pod: PodRef, desired: Desired, began: i64, arrived: Instant, pause: Duration) {
         let (tx, rx) = watch::channel(desired);
         let (rooms, ended) = (self.rooms.clone(), self.ended.0.clone());
         let task = self.actors.spawn(async move {
@@ -201,7 +249,7 @@ impl World {
             pod::spawn(rooms, rx, arrived, ended).await
         });
         self.ids.insert(task.id(), pod.uid.clone());
-        self.pods.insert(pod.uid.clone(), Entry { pod, desired: tx });
+        self.pods.insert(pod.uid.clone(), Entry { pod, desired: tx, began });
     }
 
     fn source_gone(&mut self, origin: Origin, uid: &PodUid) {
@@ -214,6 +262,7 @@ impl World {
             let grace = d.stop.as_ref().map_or_else(|| grace_of(&d.pod), |s| s.grace);
             merge_stop(&mut d.stop, Stop { why: StopReason::Deleted, grace, remove: true });
         });
+        self.count();
     }
 
     /// Nothing of `pod` is left: give back what it held, and let the next one of its name begin.
@@ -235,6 +284,7 @@ impl World {
 
     fn release(&mut self, uid: &PodUid) {
         self.promised.release(uid);
+        self.deadlines.set(uid, None, 0);
         self.update_qos();
     }
 
@@ -242,9 +292,9 @@ impl World {
     fn panicked(&mut self, id: Id, error: &tokio::task::JoinError) {
         let Some(uid) = self.ids.remove(&id) else { return };
         tracing::error!(%uid, %error, "a pod's actor panicked; starting it again");
-        if let Some(Entry { pod, desired }) = self.pods.remove(&uid) {
+        if let Some(Entry { pod, desired, began }) = self.pods.remove(&uid) {
             let last = desired.borrow().clone();
-            self.spawn(pod, last, Instant::now(), AFTER_PANIC);
+            self.spawn(pod, last, began, Instant::now(), AFTER_PANIC);
         }
     }
 
@@ -270,7 +320,7 @@ impl World {
         }
         for (pod, desired) in orders {
             tracing::info!(%pod, "no source has this pod: removing it");
-            self.spawn(pod, desired, Instant::now(), Duration::ZERO);
+            self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
         }
     }
 
@@ -284,7 +334,7 @@ impl World {
         if self.swept {
             tracing::info!(%pod, "no source has this pod: removing it");
             let desired = orphans::order(&pod, MINIMUM_GRACE);
-            self.spawn(pod, desired, Instant::now(), Duration::ZERO);
+            self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
         } else if let Some(picture) = &mut self.picture {
             // A source may still tell of it; if none does, it is swept with the rest.
             picture.pods.entry(pod.uid.clone()).or_insert_with(|| (pod, Arc::default()));
@@ -293,17 +343,35 @@ impl World {
 
     /// Static pods and others, as upstream tells them apart.
     fn count(&self) {
-        let (mut fixed, mut other) = (0, 0);
-        for entry in self.pods.values() {
+        let (mut desired_pods, mut active) = ([0_u32; 2], [0_u32; 2]);
+        let mut working = [[[0_u32; 2]; 3]; 2];
+        for (uid, entry) in &self.pods {
             let desired = entry.desired.borrow();
-            match desired.stop.as_ref().map(|s| &s.why) {
-                Some(StopReason::Orphaned) => {}
-                _ if desired.origin == Origin::Api => other += 1,
-                _ => fixed += 1,
+            let fixed = usize::from(desired.origin != Origin::Api);
+            let orphan = desired.stop.as_ref().is_some_and(|s| s.remove || s.why == StopReason::Orphaned);
+            if desired.stop.as_ref().is_none_or(|s| s.why != StopReason::Orphaned) {
+                desired_pods[fixed] += 1;
+            }
+            let holds = self.promised.holds(uid);
+            active[fixed] += u32::from(holds);
+            let lifecycle = match desired.stop {
+                None if holds => 0,
+                Some(_) if holds || orphan => 1,
+                _ => 2,
+            };
+            working[usize::from(orphan)][lifecycle][fixed] += 1;
+        }
+        let metrics = &self.rooms.metrics;
+        for (fixed, label) in ["", "true"].into_iter().enumerate() {
+            metrics.desired_pods.with([label]).set(f64::from(desired_pods[fixed]));
+            metrics.active_pods.with([label]).set(f64::from(active[fixed]));
+            for (orphan, config) in ["desired", "orphan"].into_iter().enumerate() {
+                for (at, lifecycle) in ["sync", "terminating", "terminated"].into_iter().enumerate() {
+                    let count = f64::from(working[orphan][at][fixed]);
+                    metrics.working_pods.with([config, lifecycle, label]).set(count);
+                }
             }
         }
-        self.rooms.metrics.desired_pods.with(["true"]).set(f64::from(fixed));
-        self.rooms.metrics.desired_pods.with([""]).set(f64::from(other));
     }
 
     /// The Burstable class as a whole has the CPU shares that its pods request.
@@ -313,15 +381,6 @@ impl World {
             tracing::warn!(%error, "cannot update the QoS cgroups");
         }
     }
-}
-
-fn grace_of(pod: &Pod) -> Duration {
-    let seconds = pod
-        .metadata
-        .deletion_grace_period_seconds
-        .or(api::spec(pod).termination_grace_period_seconds)
-        .unwrap_or(30);
-    Duration::from_secs(seconds.try_into().unwrap_or(0))
 }
 
 /// The order in a pod object that is being deleted.

@@ -12,11 +12,15 @@
 //! | `updates` | manifests that change, pods that end |
 //! | `probes` | what probes make of pods |
 //! | `admission` | what the node can give |
+//! | `hooks` | postStart and preStop |
+//! | `deadlines` | `activeDeadlineSeconds` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
+mod deadlines;
 mod faults;
+mod hooks;
 mod images;
 mod logs;
 mod probes;

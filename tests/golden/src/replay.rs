@@ -10,7 +10,7 @@ use crate::case::{Case, PodRecord};
 use crate::deeds;
 use crate::node::{CgroupValues, Node};
 use crate::probes::Recorded;
-use crate::script::{Instance, Script};
+use crate::script::{Exec, Instance, Script};
 use anyhow::{Context as _, Result, bail};
 use cri::fake::{Call, FakeImage, FakeRuntime, Fault, Pull};
 use cri::v1;
@@ -119,6 +119,11 @@ fn prepare(fake: &FakeRuntime, script: &Script, case: &str) {
     if let Some(message) = &script.sandbox_error {
         fake.fault(Fault::fail("RunPodSandbox", tonic::Code::Unknown, message));
     }
+    for (name, execs) in &script.execs {
+        let execs = execs.clone();
+        // Those of one command differ in nothing that matters here.
+        fake.exec(name, move |command| exec_answer(execs.iter().find(|e| e.command == command)));
+    }
     let mut by_name: BTreeMap<&str, Vec<&Instance>> = BTreeMap::new();
     for ((name, _), instance) in &script.instances {
         by_name.entry(name).or_default().push(instance);
@@ -127,6 +132,14 @@ fn prepare(fake: &FakeRuntime, script: &Script, case: &str) {
         let printed = deeds::printed(case, name);
         let scripts = instances.into_iter().map(fake_script);
         fake.scripts(name, scripts.map(|s| printed.iter().fold(s, |s, line| s.prints(line))));
+    }
+}
+
+fn exec_answer(recorded: Option<&Exec>) -> cri::fake::ExecAnswer {
+    use cri::fake::ExecAnswer as A;
+    match recorded {
+        Some(e) => A::exits(e.code).stdout(e.stdout.clone()).stderr(e.stderr.clone()).takes(seconds(e.took)),
+        None => A::exits(0),
     }
 }
 

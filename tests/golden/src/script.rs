@@ -3,6 +3,7 @@
 //! Moments are seconds since the case began, to a tenth of a second; an end is placed a moment before it was first seen.
 
 use crate::case::{Call, Case};
+use base64::Engine as _;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +35,21 @@ pub struct End {
     pub out_of_memory: bool,
 }
 
+/// A command that was run in a container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exec {
+    /// Its arguments.
+    pub command: Vec<String>,
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it complained of.
+    pub stderr: Vec<u8>,
+    /// Seconds it ran.
+    pub took: f64,
+}
+
 /// An image of the node.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -52,6 +68,8 @@ pub struct Script {
     pub images: Vec<Image>,
     /// Pulls that fail: reference and message.
     pub failing_pulls: BTreeMap<String, String>,
+    /// Commands run in containers, by the container's name, in order.
+    pub execs: BTreeMap<String, Vec<Exec>>,
     /// RunPodSandbox fails with this.
     pub sandbox_error: Option<String>,
 }
@@ -66,6 +84,12 @@ impl Script {
                     let image = call.request["image"]["image"].as_str().unwrap_or_default();
                     script.failing_pulls.insert(image.to_owned(), message.clone());
                 }
+                ("ExecSync", None) => {
+                    // `ctr-NAME-ATTEMPT`
+                    let id = call.text("container_id").trim_start_matches("ctr-");
+                    let name = id.rsplit_once('-').map_or(id, |(name, _)| name).to_owned();
+                    script.execs.entry(name).or_default().push(exec(call));
+                }
                 ("RunPodSandbox", Some((_, message))) => script.sandbox_error = Some(message.clone()),
                 ("CreateContainer", error) => {
                     let meta = &call.request["config"]["metadata"];
@@ -79,6 +103,21 @@ impl Script {
             }
         }
         script
+    }
+}
+
+fn exec(call: &Call) -> Exec {
+    let bytes = |field: &str| {
+        let text = call.response[field].as_str().unwrap_or_default();
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default()
+    };
+    let command = call.request["cmd"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Exec {
+        command: command.map(str::to_owned).collect(),
+        code: call.response["exit_code"].as_i64().and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
+        stdout: bytes("stdout"),
+        stderr: bytes("stderr"),
+        took: call.took.unwrap_or(0.0),
     }
 }
 

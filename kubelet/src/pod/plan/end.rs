@@ -1,10 +1,12 @@
 //! The plan of a pod that must end: its processes, its sandbox, its cgroup, and what is left of it. Pure.
 
-use super::{Input, Kill, Outcome, POD, Phase, Plan, Step, retry_at};
+use super::policy::outcome;
+use super::{Input, Kill, Memory, Outcome, POD, Phase, Plan, Step, retry_at};
 use crate::api::{self, Pod};
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
-use crate::pod::desired::{MINIMUM_GRACE, StopReason};
+use crate::pod::desired::{Desired, SHORTEST_GRACE, StopReason, grace_of};
 use crate::pod::translate::resources::is_sidecar;
+use crate::probe::Readiness;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -13,8 +15,26 @@ const DEAD_KEPT: usize = 1;
 
 /// The grace of a pod that ends by itself or loses its sandbox: its spec's.
 pub(super) fn spec_grace(input: &Input<'_>) -> Duration {
-    let seconds = api::spec(&input.desired.pod).termination_grace_period_seconds.unwrap_or(30);
-    Duration::from_secs(seconds.try_into().unwrap_or(0)).max(MINIMUM_GRACE)
+    grace_of(&input.desired.pod)
+}
+
+/// The pod was ended by its deadline: it had not ended by itself before.
+pub fn overran(desired: &Desired, observed: &Observed) -> bool {
+    let Some(StopReason::DeadlineExceeded { at }) = desired.stop.as_ref().map(|s| &s.why) else {
+        return false;
+    };
+    let in_time = |i: &Instance| i.state == State::Exited && i.finished_at <= *at;
+    let (memory, readiness) = (Memory::default(), Readiness::default());
+    let input = Input {
+        desired,
+        observed,
+        memory: &memory,
+        readiness: &readiness,
+        cgroup: false,
+        now: 0,
+        backoff_cap: Duration::ZERO,
+    };
+    outcome(&input).is_none() || !observed.containers.iter().all(in_time)
 }
 
 /// Ends everything; then, when the source has let go of the pod, removes everything.
@@ -25,7 +45,7 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
     let running = !live.is_empty();
     if running {
         let grace = input.desired.stop.as_ref().map_or_else(|| spec_grace(input), |s| s.grace);
-        steps.push(Step::Kill { targets: live, grace: grace.max(MINIMUM_GRACE) });
+        steps.push(Step::Kill { targets: live, grace: grace.max(SHORTEST_GRACE) });
     }
     // One that was stopped and still calls itself ready is the runtime's mistake (containerd 2.1 makes it when its client
     // died while it made the sandbox): another stop would change nothing, its removal ends it.
@@ -54,6 +74,7 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
     // A rejected pod never ran: it is Failed by its reason, whatever its containers say.
     let outcome = match input.desired.stop.as_ref().map(|s| &s.why) {
         Some(StopReason::Rejected { .. }) => Some(Outcome::Failed),
+        _ if overran(input.desired, observed) => Some(Outcome::Failed),
         _ => outcome,
     };
     let wake = (!steps.is_empty()).then(|| retry_at(input, POD)).flatten();

@@ -6,6 +6,9 @@ use crate::event::{ContainerList, Kind, container_path};
 use crate::image::EnsureImage;
 use crate::log;
 use crate::pleg::observed::Observed;
+use crate::pod::desired::grace_of;
+use crate::pod::hooks;
+use crate::pod::plan::Kill;
 use crate::pod::translate::{self, ContainerInput, EnvSources, SourceError};
 use crate::volume::Mounted;
 use cri::v1;
@@ -14,24 +17,34 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 impl Steps {
-    /// Directories, cgroup and volumes: what must be there before anything of the pod runs.
-    async fn prepare(&mut self, pod: &Pod) -> Result<(), Failure> {
-        if self.mounted.is_some() {
-            return Ok(());
-        }
-        let qos = translate::qos_class(pod);
+    /// The pod's cgroup, with the limits of the pod as it is now; gives the limit of its memory.
+    pub fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
         let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
+        let memory_limit = values.memory_limit;
+        if self.limits.as_ref() == Some(&values) {
+            return Ok(memory_limit);
+        }
         self.cgroup_made = true;
-        if let Err(error) = self.rooms.cgroups.create_pod(qos, &self.pod.uid, &values) {
+        if let Err(error) = self.rooms.cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values) {
             let message = format!("error: {error}");
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
             return Err(Failure::default());
+        }
+        self.limits = Some(values);
+        Ok(memory_limit)
+    }
+
+    /// Directories, cgroup and volumes: what must be there before anything of the pod runs.
+    async fn prepare(&mut self, pod: &Pod) -> Result<(), Failure> {
+        let memory_limit = self.limit(pod)?;
+        if self.mounted.is_some() {
+            return Ok(());
         }
         if let Err(error) = self.rooms.volumes.prepare_pod_dirs(&self.pod.uid) {
             self.event(Kind::Warning, None, error.reason, error.message);
             return Err(Failure::default());
         }
-        match self.rooms.volumes.setup(pod, values.memory_limit).await {
+        match self.rooms.volumes.setup(pod, memory_limit).await {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
                 Ok(())
@@ -165,7 +178,7 @@ impl Steps {
         let created = self.rooms.runtime.create_container(&made.id, config, made.config.clone()).await;
         let id = created.map_err(|e| self.failed(&path, "CreateContainerError", &e.message))?;
         self.event(Kind::Normal, Some(path.clone()), "Created", "Container created".to_owned());
-        self.run(list, c, &path, &id, &log_path).await
+        self.run(pod, list, c, &id, &log_path, stop).await
     }
 
     /// Starts an instance that an earlier incarnation of the agent created.
@@ -175,22 +188,24 @@ impl Steps {
         list: ContainerList,
         index: usize,
         id: &str,
+        stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let Some(c) = self.container(pod, list, index) else { return Ok(()) };
-        let path = container_path(list, &c.name);
         let status = self.rooms.runtime.container_status(id, false).await;
         let log_path = status.ok().and_then(|s| s.status).map(|s| s.log_path).unwrap_or_default();
-        self.run(list, c, &path, id, &log_path).await
+        self.run(pod, list, c, id, &log_path, stop).await
     }
 
     async fn run(
         &self,
+        pod: &Pod,
         list: ContainerList,
         c: &Container,
-        path: &str,
         id: &str,
         log_path: &str,
+        stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
+        let path = &container_path(list, &c.name);
         if let Err(error) = self.rooms.runtime.start_container(id).await {
             let mut failure = self.failed(path, "RunContainerError", &error.message);
             failure.not_started = Some(id.to_owned());
@@ -203,7 +218,37 @@ impl Steps {
         if let Err(error) = log::create_link(&link, Path::new(log_path)) {
             tracing::warn!(pod = %self.pod, container = c.name, %error, "cannot link the container's log");
         }
-        Ok(())
+        tokio::select! {
+            biased;
+            () = stop => Err(Failure::interrupted()),
+            done = self.post_start(pod, c, path, id) => done,
+        }
+    }
+
+    /// Runs the postStart hook. A container whose hook failed is ended before anything else of the pod is started. A hook
+    /// that was cut off, by the pod's end or the agent's, is not run again.
+    async fn post_start(&self, pod: &Pod, c: &Container, path: &str, id: &str) -> Result<(), Failure> {
+        let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
+        let ip = self.pod_ip(pod).await;
+        let target = self.hook_target(c, id, ip);
+        let Err(error) = hooks::run(&target, hook).await else { return Ok(()) };
+        // Not the error: a command's output may hold secrets.
+        self.event(
+            Kind::Warning,
+            Some(path.to_owned()),
+            "FailedPostStartHook",
+            "PostStartHook failed".to_owned(),
+        );
+        let target = Kill {
+            id: id.to_owned(),
+            name: c.name.clone(),
+            message: Some("FailedPostStartHook".to_owned()),
+            turn: 0,
+        };
+        self.kill(pod, &[target], grace_of(pod)).await?;
+        let mut failure = Failure::waiting("PostStartHookError", error);
+        failure.not_started = Some(id.to_owned());
+        Err(failure)
     }
 
     fn failed(&self, path: &str, reason: &str, message: &str) -> Failure {
