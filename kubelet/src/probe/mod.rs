@@ -9,6 +9,7 @@ pub mod dial;
 mod grpc;
 pub mod http;
 mod keep;
+mod leftover;
 mod prober;
 mod readiness;
 mod spec;

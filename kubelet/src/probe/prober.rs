@@ -6,6 +6,7 @@
 use super::dial::{self, host_port};
 use super::grpc;
 use super::http::{self, Agent, Get};
+use super::leftover::Hunter;
 use super::readiness::Kind;
 use super::spec::{Timing, container, probe_of};
 use crate::api::{Container, Pod, PodRef};
@@ -16,6 +17,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How much of what a command prints is told.
 pub const OUTPUT_LIMIT: usize = 10 << 10;
@@ -68,18 +70,19 @@ pub trait Prober: Send + Sync + fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct Live {
     runtime: cri::Client,
+    hunter: Hunter,
 }
 
 impl Live {
     /// Commands are run by `runtime`.
     pub fn new(runtime: cri::Client) -> Self {
-        Self { runtime }
+        Self { runtime, hunter: Hunter::new("/proc".into()) }
     }
 }
 
 impl Prober for Live {
     fn ask(&self, question: Question) -> BoxFuture<'static, Answer> {
-        let runtime = self.runtime.clone();
+        let (runtime, hunter) = (self.runtime.clone(), self.hunter.clone());
         Box::pin(async move {
             let Some((c, probe)) = question.probe() else {
                 return Answer::Unknown(format!("missing probe handler for {}", PodRef::of(&question.pod)));
@@ -87,7 +90,7 @@ impl Prober for Live {
             let timeout = Timing::of(probe).timeout;
             let ip = question.ip.map(|ip| ip.to_string()).unwrap_or_default();
             if let Some(action) = &probe.exec {
-                return exec(&runtime, &question.instance, action, timeout).await;
+                return exec(&runtime, &hunter, &question.instance, action, timeout).await;
             }
             if let Some(action) = &probe.http_get {
                 return http_get(action, c, &ip, timeout).await;
@@ -106,14 +109,42 @@ impl Prober for Live {
 /// Past the timeout the runtime has so long to say what it did. One that waits for what the command left behind
 /// (containerd does, as long as a child holds the command's output) is not waited for.
 const RUNTIME_SLACK: Duration = Duration::from_secs(1);
+/// So long before its timeout a command that has not ended is looked for, to know what it leaves behind.
+const BEFORE_TIMEOUT: Duration = Duration::from_millis(250);
+/// So long after it the runtime has killed the command's first process; what still runs of it then is ended here.
+const AFTER_TIMEOUT: Duration = Duration::from_millis(100);
 
-async fn exec(runtime: &cri::Client, instance: &str, action: &core::ExecAction, timeout: Duration) -> Answer {
+async fn exec(
+    runtime: &cri::Client,
+    hunter: &Hunter,
+    instance: &str,
+    action: &core::ExecAction,
+    timeout: Duration,
+) -> Answer {
     let command = action.command.clone().unwrap_or_default();
     let shown = command.join(" ");
     let timed_out =
         || Answer::Failure(format!("command timed out: {shown:?} timed out after {}s", timeout.as_secs()));
-    let asked = runtime.exec_sync(instance, command, timeout);
-    match tokio::time::timeout(timeout + RUNTIME_SLACK, asked).await {
+    let began = Instant::now();
+    let asked = runtime.exec_sync(instance, command.clone(), timeout);
+    tokio::pin!(asked);
+    let in_time = timeout_at(began + timeout.saturating_sub(BEFORE_TIMEOUT), &mut asked).await;
+    let done = match in_time {
+        Ok(done) => Ok(done),
+        Err(_) => {
+            let session = hunter.find(instance, &command, began.elapsed()).await;
+            let done = timeout_at(began + timeout + AFTER_TIMEOUT, &mut asked).await;
+            let late = matches!(&done, Err(_) | Ok(Err(cri::Error { kind: cri::Kind::Timeout, .. })));
+            if let Some(session) = session.filter(|_| late) {
+                hunter.kill(session).await;
+            }
+            match done {
+                Err(_) => timeout_at(began + timeout + RUNTIME_SLACK, asked).await,
+                done => done,
+            }
+        }
+    };
+    match done {
         Err(_) => timed_out(),
         Ok(Err(e)) if e.kind == cri::Kind::Timeout => timed_out(),
         Ok(Err(e)) => Answer::Unknown(e.rpc_text()),

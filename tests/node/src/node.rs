@@ -175,6 +175,11 @@ impl Node {
         self.dir.join("config.json")
     }
 
+    /// The agent's root directory.
+    pub fn root_dir(&self) -> &Path {
+        &self.places.root_dir
+    }
+
     /// The agent's standard error, of all its incarnations.
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("kubelet.log")
