@@ -215,6 +215,7 @@ impl Agent {
             tasks.push(file.map_err(StartError::Watch)?.task);
         }
         let config = world::Config { node: settings.node, sources: expected };
+        tasks.push(tokio::spawn(rooms.images.clone().collect_garbage()));
         let world = World::new(rooms, config, directory.clone());
         tasks.push(tokio::spawn(world.run(events, picture, strays)));
         Ok(Self { sources, statuses, directory, recorder, metrics, pleg, tasks })

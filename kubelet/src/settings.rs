@@ -7,7 +7,7 @@ use crate::cgroup::{CgroupConfig, NodeValues};
 use crate::clock::Clock;
 use crate::config::{KubeletConfiguration, Loaded};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
-use crate::image::{CredentialConfig, ImageConfig, PullConfig};
+use crate::image::{CredentialConfig, GcConfig, ImageConfig, PullConfig};
 use crate::log::{self, RotationConfig};
 use crate::node::{self, Capacity};
 use crate::pleg;
@@ -158,6 +158,13 @@ fn images(loaded: &Loaded, root_dir: &Path) -> Result<ImageConfig, SettingsError
             places: SearchPlaces::of_node(root_dir, std::env::current_dir().ok(), home),
             providers,
         },
+        gc: Some(GcConfig {
+            high_percent: percent(config.image_gc_high_threshold_percent),
+            low_percent: percent(config.image_gc_low_threshold_percent),
+            min_age: config.image_minimum_gc_age.to_std(),
+            max_age: config.image_maximum_gc_age.to_std(),
+            ..GcConfig::default()
+        }),
     })
 }
 
@@ -172,6 +179,11 @@ fn log_rotation(config: &KubeletConfiguration) -> RotationConfig {
         workers: count(config.container_log_max_workers),
         interval: config.container_log_monitor_interval.to_std(),
     }
+}
+
+/// Values out of range were refused when the configuration was read.
+fn percent(value: i32) -> u8 {
+    u8::try_from(value).unwrap_or(100).min(100)
 }
 
 fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {

@@ -27,7 +27,6 @@ enum Status {
 
 const API: &str = "joining a cluster is not supported yet";
 const URL: &str = "pods from a URL are not supported yet";
-const IMAGE_GC: &str = "images are not collected yet";
 const EVICTION: &str = "pods are not evicted yet";
 const CPU: &str = "CPUs are not assigned to containers yet";
 const NUMA: &str = "NUMA nodes are not managed yet";
@@ -85,10 +84,10 @@ const FIELDS: &[(&str, Status)] = &[
     ("nodeStatusUpdateFrequency", Noted(API)),
     ("nodeStatusReportFrequency", Noted(API)),
     ("nodeLeaseDurationSeconds", Noted(API)),
-    ("imageMinimumGCAge", NotYet(IMAGE_GC)),
-    ("imageMaximumGCAge", NotYet(IMAGE_GC)),
-    ("imageGCHighThresholdPercent", NotYet(IMAGE_GC)),
-    ("imageGCLowThresholdPercent", NotYet(IMAGE_GC)),
+    ("imageMinimumGCAge", Supported),
+    ("imageMaximumGCAge", Supported),
+    ("imageGCHighThresholdPercent", Supported),
+    ("imageGCLowThresholdPercent", Supported),
     ("volumeStatsAggPeriod", NotYet("volumes are not measured yet")),
     ("kubeletCgroups", NotYet("the agent does not move itself into a cgroup yet")),
     ("systemCgroups", NotYet("system processes are not moved into a cgroup yet")),

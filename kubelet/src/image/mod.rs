@@ -11,16 +11,21 @@
 //! | `backoff` | 10 s doubling to 300 s per pod and image |
 //! | `pull` | pulls under way: a task each, shared, bounded |
 //! | `credential` | what registries are shown: docker configuration files, exec credential providers |
+//! | `hold` | what keeps an image between a look and the container made from it |
+//! | `gc` | removal of what nobody uses |
 //! | `runtime` | the seam to the runtime |
 
 mod backoff;
 pub mod credential;
+mod gc;
+mod hold;
 pub mod name;
 pub mod policy;
 mod pull;
 mod runtime;
 
 pub use credential::CredentialConfig;
+pub use gc::policy::GcConfig;
 pub use policy::PullPolicy;
 pub use pull::PullConfig;
 pub use runtime::ImageRuntime;
@@ -31,9 +36,12 @@ use crate::metrics::{Metrics, image_size_bucket};
 use backoff::Backoffs;
 use credential::Credentials;
 use cri::v1::{Image, ImageSpec, PodSandboxConfig};
+use gc::Gc;
+use hold::{Hold, Holds};
 use pull::Pulls;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The room's handle. Cloning is cheap.
@@ -47,6 +55,9 @@ struct Inner {
     runtime: Arc<dyn ImageRuntime>,
     pulls: Arc<Pulls>,
     credentials: Credentials,
+    holds: Arc<Holds>,
+    gc: Arc<Gc>,
+    gc_config: Option<GcConfig>,
     backoffs: Mutex<Backoffs>,
     recorder: Recorder,
     metrics: Metrics,
@@ -59,6 +70,8 @@ pub struct ImageConfig {
     pub pulls: PullConfig,
     /// Where credentials come from.
     pub credentials: CredentialConfig,
+    /// When unused images go; `None` is never.
+    pub gc: Option<GcConfig>,
 }
 
 /// Who an image's processes run as unless a pod says otherwise.
@@ -91,12 +104,23 @@ pub struct EnsureImage<'a> {
 }
 
 /// An image that is here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// It is not removed as long as this lives; afterwards only what is made from it keeps it.
+#[derive(Clone, Debug)]
 pub struct ImageRef {
     /// What goes into `ContainerConfig.image`: the runtime's id.
     pub id: String,
     /// Who its processes run as.
     pub user: ImageUser,
+    _hold: Option<Arc<Hold>>,
+}
+
+/// An image as it was found, not yet held.
+struct Found {
+    id: String,
+    user: ImageUser,
+    /// All it goes by.
+    names: Vec<String>,
 }
 
 /// Why a container waits for its image.
@@ -125,14 +149,45 @@ impl Images {
         recorder: Recorder,
         metrics: Metrics,
     ) -> Self {
-        let pulls = Arc::new(Pulls::new(runtime.clone(), config.pulls));
+        let (ended, holds) = (Arc::<Notify>::default(), Arc::<Holds>::default());
+        let pulls = Arc::new(Pulls::new(runtime.clone(), config.pulls, ended.clone()));
         let credentials = Credentials::new(config.credentials, metrics.clone());
-        let backoffs = Mutex::default();
-        Self { inner: Arc::new(Inner { runtime, pulls, credentials, backoffs, recorder, metrics }) }
+        let gc = Gc::new(runtime.clone(), holds.clone(), ended, recorder.clone(), metrics.clone());
+        Self {
+            inner: Arc::new(Inner {
+                runtime,
+                pulls,
+                credentials,
+                holds,
+                gc: Arc::new(gc),
+                gc_config: config.gc,
+                backoffs: Mutex::default(),
+                recorder,
+                metrics,
+            }),
+        }
     }
 
-    /// Makes sure the image is here as its pull policy has it. Cancelling it leaves a pull under way alone.
+    /// Removes unused images for as long as the agent runs; returns at once where that is off.
+    pub async fn collect_garbage(self) {
+        if let Some(config) = self.inner.gc_config.filter(GcConfig::is_on) {
+            self.inner.gc.clone().run(config).await;
+        }
+    }
+
+    /// Makes sure the image is here as its pull policy has it, and stays. Cancelling it leaves a pull under way alone.
     pub async fn ensure(&self, wish: EnsureImage<'_>) -> Result<ImageRef, ImageError> {
+        loop {
+            let Found { id, user, names } = self.find(wish).await?;
+            if let Some(hold) = self.inner.holds.hold(names).await {
+                self.inner.gc.touch(&id);
+                return Ok(ImageRef { id, user, _hold: Some(Arc::new(hold)) });
+            }
+            // It was being removed while it was looked at.
+        }
+    }
+
+    async fn find(&self, wish: EnsureImage<'_>) -> Result<Found, ImageError> {
         let image = match name::with_default_tag(wish.image) {
             Ok(image) => image,
             Err(e) => {
@@ -164,7 +219,7 @@ impl Images {
                     wish.image
                 );
                 self.event(&wish, Kind::Normal, "Pulled", &text);
-                return Ok(image_ref(found));
+                return Ok(found_image(found, spec.image));
             }
             if policy == PullPolicy::Never {
                 let text =
@@ -206,7 +261,7 @@ impl Images {
         })
     }
 
-    async fn pull(&self, wish: &EnsureImage<'_>, spec: ImageSpec) -> Result<ImageRef, ImageError> {
+    async fn pull(&self, wish: &EnsureImage<'_>, spec: ImageSpec) -> Result<Found, ImageError> {
         let start = Instant::now();
         self.event(wish, Kind::Normal, "Pulling", &format!("Pulling image {:?}", wish.image));
         let credentials = match name::repository(&spec.image) {
@@ -233,8 +288,9 @@ impl Images {
         self.event(wish, Kind::Normal, "Pulled", &text);
         self.inner.metrics.image_pull_duration.with([image_size_bucket(size)]).observe_duration(pulled.took);
         self.backoffs().forget_old(Instant::now());
-        let user = here.map(image_ref).map(|r| r.user).unwrap_or_default();
-        Ok(ImageRef { id: pulled.image_ref, user })
+        let mut found = found_image(here.unwrap_or_default(), spec.image);
+        found.names.push(pulled.image_ref.clone());
+        Ok(Found { id: pulled.image_ref, ..found })
     }
 
     fn event(&self, wish: &EnsureImage<'_>, kind: Kind, reason: &'static str, message: &str) {
@@ -267,12 +323,15 @@ fn pull_policy(wish: &EnsureImage<'_>) -> Result<PullPolicy, ImageError> {
     }
 }
 
-fn image_ref(image: Image) -> ImageRef {
+fn found_image(image: Image, asked: String) -> Found {
+    let mut names: Vec<String> =
+        gc::policy::names(&image).filter(|n| !n.is_empty()).map(str::to_owned).collect();
+    names.push(asked);
     let user = ImageUser {
         uid: image.uid.map(|uid| uid.value),
         username: (!image.username.is_empty()).then_some(image.username),
     };
-    ImageRef { id: image.id, user }
+    Found { id: image.id, user, names }
 }
 
 fn bool_label(b: bool) -> &'static str {

@@ -11,7 +11,7 @@ use futures::future::{BoxFuture, Shared};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 /// How pulls are bounded.
@@ -57,16 +57,19 @@ pub struct Pulls {
     turns: Option<Arc<Semaphore>>,
     rate: Mutex<Rate>,
     ongoing: Mutex<HashMap<Key, Ongoing>>,
+    /// Told when a pull has ended: there is less room on the disk, whatever came of it.
+    ended: Arc<Notify>,
 }
 
 impl Pulls {
-    pub fn new(runtime: Arc<dyn ImageRuntime>, config: PullConfig) -> Self {
+    pub fn new(runtime: Arc<dyn ImageRuntime>, config: PullConfig, ended: Arc<Notify>) -> Self {
         let at_once = if config.serialize { Some(1) } else { config.max_parallel };
         Self {
             runtime,
             turns: at_once.map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
             rate: Mutex::new(Rate::new(config, Instant::now())),
             ongoing: Mutex::default(),
+            ended,
         }
     }
 
@@ -140,6 +143,7 @@ struct Listed<'a> {
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
         self.pulls.ongoing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.pulls.ended.notify_one();
     }
 }
 

@@ -3,6 +3,8 @@
 use super::*;
 use cri::v1::AuthConfig;
 use futures::future::BoxFuture;
+use gc::policy::Usage;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,25 +13,33 @@ use tokio::sync::{Semaphore, watch};
 
 /// A runtime that has what it is told to have, pulls when it is let, and counts.
 #[derive(Debug)]
-struct Fake {
-    present: Mutex<BTreeMap<String, Image>>,
+pub(super) struct Fake {
+    pub(super) present: Mutex<BTreeMap<String, Image>>,
     /// What a pull answers; `Ok` also makes the image present.
-    answer: Mutex<Result<(), String>>,
-    inspect_error: Mutex<Option<String>>,
+    pub(super) answer: Mutex<Result<(), String>>,
+    pub(super) inspect_error: Mutex<Option<String>>,
     /// Pulls wait for a permit each.
-    gate: Semaphore,
-    calls: Mutex<Vec<(&'static str, ImageSpec)>>,
+    pub(super) gate: Semaphore,
+    pub(super) calls: Mutex<Vec<(&'static str, ImageSpec)>>,
     /// Users that pulls came with; an empty one for an anonymous pull.
-    users: Mutex<Vec<String>>,
+    pub(super) users: Mutex<Vec<String>>,
     /// The only user who may pull, if only one may.
-    only: Mutex<Option<String>>,
-    running: AtomicUsize,
-    most: AtomicUsize,
-    finished: watch::Sender<usize>,
+    pub(super) only: Mutex<Option<String>>,
+    pub(super) running: AtomicUsize,
+    pub(super) most: AtomicUsize,
+    pub(super) finished: watch::Sender<usize>,
+    /// What keeps images: containers, and what they have mounted.
+    pub(super) used: Mutex<HashSet<String>>,
+    pub(super) mounted: Mutex<HashSet<String>>,
+    pub(super) usage: Mutex<Usage>,
+    /// Ids that cannot be removed.
+    pub(super) stuck: Mutex<HashSet<String>>,
+    /// Removals wait for a permit each.
+    pub(super) removal: Semaphore,
 }
 
 impl Fake {
-    fn new(present: &[&str], answer: Result<(), &str>) -> Arc<Self> {
+    pub(super) fn new(present: &[&str], answer: Result<(), &str>) -> Arc<Self> {
         let image = |name: &&str| ((*name).to_owned(), Self::image(name));
         Arc::new(Self {
             present: Mutex::new(present.iter().map(image).collect()),
@@ -39,6 +49,11 @@ impl Fake {
             calls: Mutex::default(),
             users: Mutex::default(),
             only: Mutex::default(),
+            used: Mutex::default(),
+            mounted: Mutex::default(),
+            usage: Mutex::new(Usage { capacity: 100, available: 100 }),
+            stuck: Mutex::default(),
+            removal: Semaphore::new(1000),
             running: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             finished: watch::Sender::new(0),
@@ -51,7 +66,7 @@ impl Fake {
     fn calls(&self) -> Vec<&'static str> {
         self.calls.lock().unwrap().iter().map(|(name, _)| *name).collect()
     }
-    fn pulls(&self) -> usize {
+    pub(super) fn pulls(&self) -> usize {
         self.calls().iter().filter(|c| **c == "PullImage").count()
     }
 }
@@ -94,20 +109,48 @@ impl ImageRuntime for Fake {
             Ok(id)
         })
     }
+    fn list_images(&self) -> BoxFuture<'_, cri::Result<Vec<Image>>> {
+        let named =
+            |(name, image): (&String, &Image)| Image { repo_tags: vec![name.clone()], ..image.clone() };
+        let all = self.present.lock().unwrap().iter().map(named).collect();
+        Box::pin(async move { Ok(all) })
+    }
+    fn remove_image<'a>(&'a self, id: &'a str) -> BoxFuture<'a, cri::Result<()>> {
+        Box::pin(async move {
+            self.removal.acquire().await.unwrap().forget();
+            if self.stuck.lock().unwrap().contains(id) {
+                return Err(failure("RemoveImage", "device busy".to_owned()));
+            }
+            let mut present = self.present.lock().unwrap();
+            let sizes = present.values().filter(|i| i.id == id).map(|i| i.size);
+            self.usage.lock().unwrap().available += sizes.sum::<u64>();
+            present.retain(|_, i| i.id != id);
+            Ok(())
+        })
+    }
+    fn images_in_use(&self, all: bool) -> BoxFuture<'_, cri::Result<HashSet<String>>> {
+        let mut used = self.used.lock().unwrap().clone();
+        used.extend(self.mounted.lock().unwrap().iter().filter(|_| all).cloned());
+        Box::pin(async move { Ok(used) })
+    }
+    fn image_fs(&self) -> BoxFuture<'_, cri::Result<Usage>> {
+        let usage = *self.usage.lock().unwrap();
+        Box::pin(async move { Ok(usage) })
+    }
 }
 
-struct Bench {
-    fake: Arc<Fake>,
-    images: Images,
-    events: Receiver<Event>,
-    metrics: Metrics,
+pub(super) struct Bench {
+    pub(super) fake: Arc<Fake>,
+    pub(super) images: Images,
+    pub(super) events: Receiver<Event>,
+    pub(super) metrics: Metrics,
 }
 
 fn bench(fake: Arc<Fake>, pulls: PullConfig) -> Bench {
     bench_with(fake, ImageConfig { pulls, ..ImageConfig::default() })
 }
 
-fn bench_with(fake: Arc<Fake>, config: ImageConfig) -> Bench {
+pub(super) fn bench_with(fake: Arc<Fake>, config: ImageConfig) -> Bench {
     let recorder = Recorder::new(1000);
     let events = recorder.subscribe();
     let metrics = Metrics::default();
@@ -119,7 +162,7 @@ fn pod(uid: &str) -> PodRef {
 }
 
 impl Bench {
-    async fn ensure(&self, uid: &str, image: &str, policy: &str) -> Result<ImageRef, ImageError> {
+    pub(super) async fn ensure(&self, uid: &str, image: &str, policy: &str) -> Result<ImageRef, ImageError> {
         let annotations = [("case".to_owned(), "x".to_owned())].into();
         let wish = EnsureImage {
             pod: &pod(uid),
@@ -235,15 +278,15 @@ async fn events_and_waiting_states_are_those_recorded() {
 async fn an_image_that_is_here_is_used_and_one_that_is_not_is_pulled_once() {
     let mut b = bench(Fake::new(&["a:1"], Ok(())), PullConfig::default());
     let user = ImageUser { uid: Some(1000), username: None };
-    assert_eq!(b.ensure("u", "a:1", "").await, Ok(ImageRef { id: "sha256:a:1".into(), user: user.clone() }));
-    assert_eq!(
-        b.ensure("u", "a:1", "Never").await,
-        Ok(ImageRef { id: "sha256:a:1".into(), user: user.clone() })
-    );
+    for policy in ["", "Never"] {
+        let found = b.ensure("u", "a:1", policy).await.unwrap();
+        assert_eq!((found.id.as_str(), &found.user), ("sha256:a:1", &user));
+    }
     assert_eq!(b.fake.calls(), ["ImageStatus", "ImageStatus"]);
     assert!(b.events().iter().all(|(_, reason, _)| reason == "Pulled"));
 
-    assert_eq!(b.ensure("u", "b", "IfNotPresent").await, Ok(ImageRef { id: "sha256:b:latest".into(), user }));
+    let pulled = b.ensure("u", "b", "IfNotPresent").await.unwrap();
+    assert_eq!((pulled.id.as_str(), pulled.user), ("sha256:b:latest", user));
     assert_eq!(b.fake.calls()[2..], ["ImageStatus", "PullImage", "ImageStatus"]);
     let spec = b.fake.calls.lock().unwrap()[3].1.clone();
     assert_eq!(
@@ -367,7 +410,7 @@ fn with_credentials(fake: Arc<Fake>, dir: &std::path::Path, entries: &[(&str, &s
     let places = credential::SearchPlaces { config: vec![dir.to_owned()], legacy: Vec::new() };
     let credentials = CredentialConfig { places, ..CredentialConfig::default() };
     let pulls = PullConfig { serialize: false, ..PullConfig::default() };
-    bench_with(fake, ImageConfig { pulls, credentials })
+    bench_with(fake, ImageConfig { pulls, credentials, gc: None })
 }
 
 fn write_credentials(dir: &std::path::Path, entries: &[(&str, &str)]) {

@@ -228,6 +228,10 @@ families! {
     // image
     image_pull_duration: Family<Histogram, 1> = histograms("kubelet_image_pull_duration_seconds", "How long pulls took, by size of the image (see image_size_bucket).", ["image_size_in_bytes"], IMAGE_PULL);
     ensure_image_requests: Family<Counter, 3> = counters("kubelet_image_manager_ensure_image_requests_total", "Images asked for, by whether they were here, the pull policy, and whether a pull was needed.", ["present_locally", "pull_policy", "pull_required"]);
+    image_volume_requested: Counter = counter("kubelet_image_volume_requested_total", "Image volumes that containers asked for.");
+    image_volume_mounted: Counter = counter("kubelet_image_volume_mounted_succeed_total", "Image volumes that the runtime mounted.");
+    image_volume_errors: Counter = counter("kubelet_image_volume_mounted_errors_total", "Image volumes of containers that the runtime could not make.");
+    image_garbage_collected: Family<Counter, 1> = counters("kubelet_image_garbage_collected_total", "Images that were removed because nobody used them, by reason: age, space.", ["reason"]);
     credential_provider_errors: Family<Counter, 1> = counters("kubelet_credential_provider_plugin_errors_total", "Calls of exec credential providers that failed, by plugin.", ["plugin_name"]);
     credential_provider_duration: Family<Histogram, 1> = histograms("kubelet_credential_provider_plugin_duration", "How long exec credential providers took, in seconds, by plugin.", ["plugin_name"], DEFAULT);
 

@@ -106,6 +106,9 @@ fn fed() -> Metrics {
         &m.evented_pleg_connection_errors,
         &m.evented_pleg_connections,
         &m.orphaned_runtime_pods,
+        &m.image_volume_requested,
+        &m.image_volume_mounted,
+        &m.image_volume_errors,
     ] {
         counter.inc();
     }
@@ -118,6 +121,7 @@ fn fed() -> Metrics {
     m.terminated_containers.with(["container", "1", "Error"]).inc();
     m.ensure_image_requests.with(["true", "never", "false"]).inc();
     m.credential_provider_errors.with(["plugin"]).inc();
+    m.image_garbage_collected.with(["age"]).inc();
     m.credential_provider_duration.with(["plugin"]).observe(0.3);
     for histogram in [
         &m.containers_per_pod,
@@ -164,9 +168,10 @@ fn every_family_has_the_recorded_name_type_and_labels() {
             (m["name"].as_str().unwrap(), (m["type"].as_str().unwrap(), labels))
         })
         .collect();
-    // Nothing was pulled while recording and no plugin configured; the names are from upstream's metrics reference.
+    // Nothing was pulled or removed while recording and no plugin configured; the names are from upstream's metrics reference.
     let not_recorded = BTreeSet::from([
         "kubelet_image_pull_duration_seconds",
+        "kubelet_image_garbage_collected_total",
         "kubelet_credential_provider_plugin_errors_total",
         "kubelet_credential_provider_plugin_duration",
     ]);

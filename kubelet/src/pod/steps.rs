@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+mod images;
 mod kill;
 mod start;
 

@@ -1,4 +1,4 @@
-//! Volumes: the pod's directories on the node, `emptyDir`, `hostPath`, and what of them a container sees.
+//! Volumes: the pod's directories on the node, `emptyDir`, `hostPath`, `image`, and what of them a container sees.
 //!
 //! Pod actors call [`Volumes::prepare_pod_dirs`] and [`Volumes::setup`] before the sandbox, [`Volumes::mounts`] and
 //! [`Volumes::termination_log`] before each container, [`Volumes::teardown`] once no container is left; the clean-up
@@ -19,8 +19,8 @@ mod teardown;
 pub use error::{IoError, MountError, TeardownError, VolumeError};
 
 use crate::api::{Container, Pod, PodRef, PodUid, spec};
-use cri::v1::Mount;
-use policy::{Kind, MemoryBounds, Planned};
+use cri::v1::{ImageSpec, Mount};
+use policy::{Kind, MemoryBounds, Place, Planned};
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -52,12 +52,20 @@ struct Inner {
 }
 
 /// Where a pod's volumes are on the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mounted {
     by_name: BTreeMap<String, PathBuf>,
+    images: BTreeMap<String, ImageSpec>,
 }
 
 impl Mounted {
+    /// With what image volumes show, as far as it is here.
+    #[must_use]
+    pub fn with_images(mut self, images: BTreeMap<String, ImageSpec>) -> Self {
+        self.images = images;
+        self
+    }
+
     /// The volume's place on the node.
     pub fn path(&self, volume: &str) -> Option<&Path> {
         self.by_name.get(volume).map(PathBuf::as_path)
@@ -142,7 +150,7 @@ impl Volumes {
         let fs_group = spec(pod).security_context.as_ref().and_then(|s| s.fs_group);
         let pod_dir = self.pod_dir(&who.uid);
         let quick = wanted.iter().all(|(_, kind)| match kind {
-            Kind::EmptyDir => true,
+            Kind::EmptyDir | Kind::Image => true,
             Kind::HostPath { type_, .. } => type_.is_empty(),
             Kind::Memory { .. } => false,
         });
@@ -168,8 +176,11 @@ impl Volumes {
         rro: bool,
         expand: &(dyn Fn(&str) -> Result<String, String> + Sync),
     ) -> Result<Vec<Mount>, MountError> {
-        let host_path = |volume: &str| mounted.path(volume).map(Path::to_owned);
-        let planned = policy::plan(pod, container, &host_path, rro, expand)?;
+        let place = |volume: &str| match mounted.images.get(volume) {
+            Some(image) => Some(Place::Image(image.clone())),
+            None => mounted.path(volume).map(|path| Place::Path(path.to_owned())),
+        };
+        let planned = policy::plan(pod, container, &place, rro, expand)?;
         if planned.iter().all(|p| p.sub_path.is_none()) {
             return Ok(planned.into_iter().map(|p| p.mount).collect());
         }
@@ -224,6 +235,7 @@ fn set_up_all(
                 empty_dir::setup(pod_dir, &name, Some(size), fs_group).map_err(|e| e.to_string())
             }
             Kind::HostPath { path, type_ } => host_path::check(&path, &type_).map(|()| path),
+            Kind::Image => continue,
         };
         match done {
             Ok(path) => drop(mounted.by_name.insert(name, path)),

@@ -3,7 +3,7 @@
 use super::error::{MountError, VolumeError};
 use crate::api::{Container, Pod, PodRef, Volume, spec};
 use crate::quantity;
-use cri::v1::{Mount, MountPropagation};
+use cri::v1::{ImageSpec, Mount, MountPropagation};
 use std::path::{Component, Path, PathBuf};
 
 /// A volume this room can set up.
@@ -23,6 +23,17 @@ pub enum Kind {
         /// `type`, empty for no check.
         type_: String,
     },
+    /// `image`: nothing on the node; the runtime mounts it into each container.
+    Image,
+}
+
+/// Where a mount's contents come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// A path on the node.
+    Path(PathBuf),
+    /// An image that is here.
+    Image(ImageSpec),
 }
 
 /// What decides the size of a memory volume besides the volume itself.
@@ -71,6 +82,9 @@ pub fn kind(pod: &PodRef, volume: &Volume, bounds: MemoryBounds) -> Result<Kind,
         }
         return Ok(Kind::HostPath { path, type_: h.type_.clone().unwrap_or_default() });
     }
+    if volume.image.is_some() {
+        return Ok(Kind::Image);
+    }
     refuse(&format!("volume plugin {}", plugin_name(volume)))
 }
 
@@ -86,7 +100,6 @@ fn plugin_name(v: &Volume) -> &'static str {
         (v.secret.is_some(), "kubernetes.io/secret"),
         (v.projected.is_some(), "kubernetes.io/projected"),
         (v.downward_api.is_some(), "kubernetes.io/downward-api"),
-        (v.image.is_some(), "kubernetes.io/image"),
         (v.persistent_volume_claim.is_some(), "kubernetes.io/persistent-volume-claim"),
         (v.ephemeral.is_some(), "kubernetes.io/ephemeral"),
         (v.csi.is_some(), "kubernetes.io/csi"),
@@ -117,13 +130,13 @@ pub struct Planned {
     pub index: usize,
 }
 
-/// The `volumeMounts` of `container` in order. `host_path` answers where a volume is on the node; `expand` replaces
+/// The `volumeMounts` of `container` in order. `place` answers where a volume is; `expand` replaces
 /// `$(VAR)` in `subPathExpr` and answers the message of a failure; `rro` is whether the pod's runtime handler has
 /// recursive read-only mounts.
 pub fn plan(
     pod: &Pod,
     container: &Container,
-    host_path: &dyn Fn(&str) -> Option<PathBuf>,
+    place: &dyn Fn(&str) -> Option<Place>,
     rro: bool,
     expand: &dyn Fn(&str) -> Result<String, String>,
 ) -> Result<Vec<Planned>, MountError> {
@@ -135,7 +148,7 @@ pub fn plan(
     }
     let mut planned = Vec::new();
     for (index, m) in container.volume_mounts.iter().flatten().enumerate() {
-        let Some(host) = host_path(&m.name) else {
+        let Some(place) = place(&m.name) else {
             return Err(MountError::new(format!(
                 "cannot find volume {:?} to mount into container {:?}",
                 m.name, container.name
@@ -156,19 +169,30 @@ pub fn plan(
         let recursive_read_only =
             recursive(&m.name, m.recursive_read_only.as_deref(), readonly, propagation, rro)?;
         let slash = if m.mount_path.starts_with('/') { "" } else { "/" };
-        planned.push(Planned {
-            mount: Mount {
-                container_path: format!("{slash}{}", m.mount_path),
-                host_path: host.to_string_lossy().into_owned(),
-                readonly,
-                propagation: propagation.into(),
-                recursive_read_only,
-                ..Mount::default()
-            },
-            volume: m.name.clone(),
-            sub_path: sub_path.filter(|p| !p.is_empty()),
-            index,
-        });
+        let container_path = format!("{slash}{}", m.mount_path);
+        let sub_path = sub_path.filter(|p| !p.is_empty());
+        let (mount, sub_path) = match place {
+            // An image is never written to, and what of it is shown is the runtime's to find.
+            Place::Image(image) => {
+                let image_sub_path = sub_path.unwrap_or_default();
+                let image = Some(image);
+                (Mount { container_path, image, image_sub_path, readonly: true, ..Mount::default() }, None)
+            }
+            Place::Path(host) => {
+                let host_path = host.to_string_lossy().into_owned();
+                let propagation = propagation.into();
+                let of_host = Mount {
+                    container_path,
+                    host_path,
+                    readonly,
+                    propagation,
+                    recursive_read_only,
+                    ..Mount::default()
+                };
+                (of_host, sub_path)
+            }
+        };
+        planned.push(Planned { mount, volume: m.name.clone(), sub_path, index });
     }
     Ok(planned)
 }

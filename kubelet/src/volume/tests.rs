@@ -281,7 +281,7 @@ async fn a_full_disk_is_named_with_the_path_and_the_next_try_goes_on() {
 #[tokio::test]
 async fn mounts_carry_read_only_propagation_and_recursion_as_recorded() {
     let root = Root::new();
-    let mounted = Mounted { by_name: [("h".to_owned(), PathBuf::from("/dir"))].into() };
+    let mounted = Mounted { by_name: [("h".to_owned(), PathBuf::from("/dir"))].into(), ..Mounted::default() };
     for (fields, rro, want) in [
         (r#""mountPath":"/h""#, true, Ok((false, 0, false))),
         (r#""mountPath":"/h","readOnly":true"#, true, Ok((true, 0, false))),
@@ -331,6 +331,24 @@ async fn mounts_carry_read_only_propagation_and_recursion_as_recorded() {
     let p = pod(r#"{"containers":[{"name":"c","volumeMounts":[{"name":"x","mountPath":"/x"}]}]}"#);
     let e = root.volumes.mounts(&p, container(&p), &mounted, true, &no_vars).await.unwrap_err();
     assert_eq!(e.message, r#"cannot find volume "x" to mount into container "c""#);
+}
+
+#[tokio::test]
+async fn an_image_volume_is_left_to_the_runtime_and_never_written_to() {
+    let root = Root::new();
+    let p = pod(r#"{"containers":[{"name":"c","volumeMounts":[{"name":"i","mountPath":"/i"},
+            {"name":"i","mountPath":"/isub","subPath":"bin"}]}],"volumes":[{"name":"i","image":{"reference":"r.test/i:1"}}]}"#);
+    root.volumes.prepare_pod_dirs(&PodUid::new("uid-1")).unwrap();
+    let mounted = root.volumes.setup(&p, None).await.unwrap();
+    let absent = root.volumes.mounts(&p, container(&p), &mounted, true, &no_vars).await.unwrap_err();
+    assert_eq!(absent.message, r#"cannot find volume "i" to mount into container "c""#);
+    let image = ImageSpec { image: "sha256:1".into(), ..ImageSpec::default() };
+    let mounted = mounted.with_images([("i".to_owned(), image.clone())].into());
+    let got = root.volumes.mounts(&p, container(&p), &mounted, true, &no_vars).await.unwrap();
+    // Golden case vol-image.
+    let whole = Mount { container_path: "/i".into(), image: Some(image), readonly: true, ..Mount::default() };
+    let part = Mount { container_path: "/isub".into(), image_sub_path: "bin".into(), ..whole.clone() };
+    assert_eq!(got, [whole, part]);
 }
 
 /// A pod with one disk volume `v` and a container that mounts `sub_path` of it.

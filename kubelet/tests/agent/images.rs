@@ -1,10 +1,10 @@
 //! Images: what is sent to the runtime, and what pods and events tell.
 
-use crate::support::{Node, container, custom};
-use cri::fake::{FakeRuntime, Pull};
+use crate::support::{Node, SECOND, container, custom, pass, pod};
+use cri::fake::{FakeImage, FakeRuntime, Pull};
 use cri::v1;
-use kubelet::image::CredentialConfig;
 use kubelet::image::credential::SearchPlaces;
+use kubelet::image::{CredentialConfig, GcConfig};
 use serde_json::json;
 
 #[tokio::test(start_paused = true)]
@@ -28,4 +28,68 @@ async fn pull_secrets_cannot_be_had_without_an_api_and_the_nodes_credentials_are
     let pulls = node.fake.requests::<v1::PullImageRequest>();
     let auth = pulls[0].auth.as_ref().unwrap();
     assert_eq!((auth.username.as_str(), auth.password.as_str()), ("u", "p"));
+}
+
+/// Where images lie: any real filesystem with something on it.
+fn image_fs() -> v1::ImageFsInfoResponse {
+    let mountpoint = "/usr".to_owned();
+    let fs_id = Some(v1::FilesystemIdentifier { mountpoint });
+    let usage = v1::FilesystemUsage { fs_id, ..v1::FilesystemUsage::default() };
+    v1::ImageFsInfoResponse { image_filesystems: vec![usage], ..v1::ImageFsInfoResponse::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unused_images_go_and_those_of_containers_and_their_mounts_stay() {
+    let mut node = Node::with(FakeRuntime::builder());
+    node.settings.images.gc = Some(GcConfig { high_percent: 0, low_percent: 0, ..GcConfig::default() });
+    node.fake.set_image_fs(image_fs());
+    for name in ["reg.test/app:1", "reg.test/shown:1"] {
+        node.fake.add_image(FakeImage::new(name));
+    }
+    node.fake.add_image(FakeImage::new("reg.test/unused:1").id("sha256:unused"));
+    node.fake.add_image(FakeImage::new("reg.test/pinned:1").pinned());
+    let mut with_volume = container("main");
+    with_volume["volumeMounts"] = json!([{"name": "i", "mountPath": "/i"}]);
+    let spec = json!({"containers": [with_volume], "volumes": [{"name": "i", "image": {"reference": "reg.test/shown:1"}}]});
+    let agent = node.start_synced(&[custom("u", "u", spec)]).await;
+    agent.until_ready("u").await;
+    let names = || -> Vec<String> {
+        let client = node.fake.requests::<v1::RemoveImageRequest>();
+        client.into_iter().filter_map(|r| r.image).map(|i| i.image).collect()
+    };
+    agent.until("the unused image is removed", || !names().is_empty()).await;
+    pass(700 * SECOND).await;
+    assert_eq!(names(), ["sha256:unused"], "and no other, however often it looks");
+    let told = agent.events();
+    assert!(told.iter().any(|e| e.starts_with("FreeDiskSpaceFailed: ")), "{told:?}");
+    // Nothing that was removed is missed: the pod's parts can be made again.
+    agent.put(&pod("v", &["main"])).await;
+    agent.until_ready("v").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_volume_that_cannot_be_pulled_keeps_its_containers_waiting_and_no_others() {
+    let node = Node::with(FakeRuntime::builder());
+    node.fake.add_image(FakeImage::new("reg.test/app:1"));
+    node.fake.on_pull("reg.test/shown:1", Pull::fails("no such host"));
+    let mut with_volume = container("main");
+    with_volume["volumeMounts"] = json!([{"name": "i", "mountPath": "/i", "subPath": "etc"}]);
+    let spec = json!({"containers": [with_volume, container("other")],
+        "volumes": [{"name": "i", "image": {"reference": "reg.test/shown:1"}}]});
+    let agent = node.start_synced(&[custom("u", "u", spec)]).await;
+    agent.until("the other runs", || node.instances("u", "other").len() == 1).await;
+    let waits = || agent.state("u", "main")["waiting"]["reason"] == "ImagePullBackOff";
+    agent.until("the first waits", waits).await;
+    assert_eq!(node.instances("u", "main").len(), 0);
+    node.fake.on_pull("reg.test/shown:1", Pull::gives(FakeImage::new("reg.test/shown:1")));
+    agent.until_ready("u").await;
+    let made = node.fake.requests::<v1::CreateContainerRequest>();
+    let config = made
+        .into_iter()
+        .filter_map(|r| r.config)
+        .find(|c| c.metadata.as_ref().unwrap().name == "main")
+        .unwrap();
+    let mount = config.mounts.iter().find(|m| m.container_path == "/i").unwrap();
+    assert_eq!((mount.image_sub_path.as_str(), mount.host_path.as_str(), mount.readonly), ("etc", "", true));
+    assert_eq!(mount.image.as_ref().unwrap().user_specified_image, "reg.test/shown:1");
 }

@@ -41,7 +41,7 @@ pub fn before(case: &Case) -> Option<String> {
 fn volumes(spec: &Value) -> Option<String> {
     let kinds =
         spec["volumes"].as_array()?.iter().filter_map(|v| v.as_object()?.keys().find(|k| *k != "name"));
-    let foreign = kinds.into_iter().find(|k| !matches!(k.as_str(), "emptyDir" | "hostPath"))?;
+    let foreign = kinds.into_iter().find(|k| !matches!(k.as_str(), "emptyDir" | "hostPath" | "image"))?;
     Some(format!("volumes of kind {foreign}"))
 }
 

@@ -3,7 +3,6 @@
 use super::{Failure, Made, Steps};
 use crate::api::{self, Container, Pod};
 use crate::event::{ContainerList, Kind, container_path};
-use crate::image::EnsureImage;
 use crate::log;
 use crate::pleg::observed::Observed;
 use crate::pod::desired::grace_of;
@@ -164,11 +163,12 @@ impl Steps {
             return Err(Failure::default());
         };
         let path = container_path(list, &c.name);
-        let image = tokio::select! {
+        let (image, volumes) = tokio::select! {
             biased;
             () = &mut stop => return Err(Failure::interrupted()),
-            image = self.image(pod, c, &path, made) => image?,
+            images = self.images(pod, c, &path, made) => images?,
         };
+        let mounted = &mounted.clone().with_images(volumes.specs());
         let config = self.container_config(pod, list, c, restart_count, &image, made, mounted).await;
         let config = config.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
         let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
@@ -176,6 +176,7 @@ impl Steps {
             self.make_log_dir(dir).map_err(|e| self.failed(&path, "CreateContainerError", &e))?;
         }
         let created = self.rooms.runtime.create_container(&made.id, config, made.config.clone()).await;
+        self.count_image_volumes(&volumes, created.is_ok());
         let id = created.map_err(|e| self.failed(&path, "CreateContainerError", &e.message))?;
         self.event(Kind::Normal, Some(path.clone()), "Created", "Container created".to_owned());
         self.run(pod, list, c, &id, &log_path, stop).await
@@ -268,33 +269,6 @@ impl Steps {
         let ips = if on_host { self.rooms.facts.node_ips.clone() } else { sandbox.ips.clone() };
         self.made = Some(Made { id: sandbox.id.clone(), config, ips });
         Ok(())
-    }
-
-    async fn image(
-        &self,
-        pod: &Pod,
-        c: &Container,
-        path: &str,
-        made: &Made,
-    ) -> Result<crate::image::ImageRef, Failure> {
-        let request = EnsureImage {
-            pod: &self.pod,
-            pod_annotations: pod.metadata.annotations.as_ref(),
-            field_path: path,
-            image: c.image.as_deref().unwrap_or_default(),
-            policy: c.image_pull_policy.as_deref(),
-            sandbox_config: &made.config,
-            runtime_handler: "",
-        };
-        self.rooms.images.ensure(request).await.map_err(|e| {
-            self.event(Kind::Warning, Some(path.to_owned()), "Failed", format!("Error: {}", e.reason));
-            let mut failure = Failure::waiting(e.reason, e.message);
-            failure.retry_at = e.retry_at.map(|at| {
-                let wait = at.saturating_duration_since(tokio::time::Instant::now());
-                self.rooms.clock.nanos().saturating_add(i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX))
-            });
-            failure
-        })
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is a different source of the configuration")]
