@@ -1,7 +1,7 @@
 //! The vocabulary every room shares: Kubernetes' own types under short names, pod identity, and the few derived
 //! facts (QoS class, phases) that several rooms must agree on. No I/O, no policy of a single room.
 
-pub use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume};
+pub use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus, Volume};
 use std::fmt;
 use std::sync::Arc;
 
@@ -108,4 +108,36 @@ impl Qos {
 pub fn spec(pod: &Pod) -> &PodSpec {
     static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
     pod.spec.as_ref().unwrap_or(&EMPTY)
+}
+
+/// An ephemeral container as the container it also is.
+pub fn as_container(e: &EphemeralContainer) -> Container {
+    let e = e.clone();
+    Container {
+        args: e.args,
+        command: e.command,
+        env: e.env,
+        env_from: e.env_from,
+        image: e.image,
+        image_pull_policy: e.image_pull_policy,
+        lifecycle: e.lifecycle,
+        liveness_probe: e.liveness_probe,
+        name: e.name,
+        ports: e.ports,
+        readiness_probe: e.readiness_probe,
+        resize_policy: e.resize_policy,
+        resources: e.resources,
+        restart_policy: e.restart_policy,
+        restart_policy_rules: e.restart_policy_rules,
+        security_context: e.security_context,
+        startup_probe: e.startup_probe,
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        termination_message_path: e.termination_message_path,
+        termination_message_policy: e.termination_message_policy,
+        tty: e.tty,
+        volume_devices: e.volume_devices,
+        volume_mounts: e.volume_mounts,
+        working_dir: e.working_dir,
+    }
 }

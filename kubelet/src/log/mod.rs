@@ -7,6 +7,7 @@
 //! This room asks the runtime for nothing else and never decides whether a pod or container is still wanted. All directories
 //! are parameters, so a test passes a tempdir.
 
+mod count;
 mod decode;
 mod follow;
 mod path;
@@ -17,6 +18,7 @@ mod source;
 mod tail;
 mod watch;
 
+pub use count::{has_logs, next_restarts};
 pub use decode::{Decoder, Filter, Stream};
 pub use follow::{ReadError, ReadOptions, Reader};
 pub use path::{

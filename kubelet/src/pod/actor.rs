@@ -9,11 +9,12 @@ use super::desired::{Desired, StopReason};
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
-use crate::api::{self, PodRef, PodUid};
+use crate::api::{self, Pod, PodRef, PodUid};
 use crate::event::ContainerList;
-use crate::pleg::observed::{Instance, Observed, State};
+use crate::log;
+use crate::pleg::observed::{Observed, State};
 use crate::probe::{self, PodProbes, Readiness, Target, Targets};
-use crate::status::{self, api_status};
+use crate::status::{self, Removed, api_status};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -33,7 +34,10 @@ pub async fn spawn(
 ) -> PodRef {
     let pod = PodRef::of(&desired.borrow().pod);
     let observed = rooms.pleg.subscribe(&pod.uid).await;
+    let object = desired.borrow().pod.clone();
+    let logged = logged(&rooms, object).await;
     let mut actor = Actor::new(rooms, pod, desired, observed, arrived, ended);
+    actor.memory.restarts = logged;
     actor.run().await;
     actor.pod
 }
@@ -52,7 +56,7 @@ struct Actor {
     /// Crash back-offs that were told of: of which instance, and in which words.
     told: HashMap<String, (String, Waiting)>,
     /// The newest instance of each container that was removed from the runtime.
-    removed: HashMap<String, Instance>,
+    removed: HashMap<String, Removed>,
     /// Why containers wait, for the status.
     reasons: BTreeMap<String, Waiting>,
     steps: Steps,
@@ -124,9 +128,11 @@ impl Actor {
             if std::mem::take(&mut self.adopting) {
                 self.steps.link_logs(&self.seen).await;
             }
+            self.count_restarts();
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
             self.aim_probes(&desired);
+            self.memory.outcome = self.memory.outcome.or(plan.outcome);
             let updated = !Arc::ptr_eq(&acted_on, &desired.pod);
             if updated && self.phase <= Phase::Running && !self.seen.is_empty() {
                 acted_on = desired.pod.clone();
@@ -135,10 +141,10 @@ impl Actor {
             }
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
             self.reasons = self.known_reasons();
-            self.publish(&desired, plan.outcome);
+            self.publish(&desired, &plan);
             self.tell_backoffs(&desired, &plan.waiting);
             self.reasons.extend(plan.waiting.clone());
-            self.publish(&desired, plan.outcome);
+            self.publish(&desired, &plan);
             if self.phase >= Phase::Terminated
                 && let Some(ended) = self.ended.take()
             {
@@ -270,7 +276,7 @@ impl Actor {
             match step {
                 _ if failed => return Carried::Out,
                 Step::CleanUp => return Carried::Gone,
-                Step::CreateSandbox { .. } => self.publish(desired, plan.outcome),
+                Step::CreateSandbox { .. } => self.publish(desired, plan),
                 _ => {}
             }
         }
@@ -284,7 +290,9 @@ impl Actor {
                 let c = self.steps.container(&desired.pod, *list, *index);
                 c.map_or_else(String::new, |c| c.name.clone())
             }
-            Step::RemoveContainer { .. } | Step::RemoveSandbox { .. } if plan.phase <= Phase::Running => {
+            Step::RemoveContainer { .. } | Step::RemoveSandbox { .. }
+                if plan.phase <= Phase::Running && !plan.resetting =>
+            {
                 plan::GARBAGE.to_owned()
             }
             _ => plan::POD.to_owned(),
@@ -319,19 +327,14 @@ impl Actor {
                 let mut desired = self.desired.clone();
                 self.steps.resume(pod, *list, *index, id, until_stop(&mut desired)).await
             }
+            Step::Reset { source, name, backoff } => {
+                self.memory.resetting = Some(source.clone());
+                self.memory.backoff.insert(name.clone(), *backoff);
+                Ok(())
+            }
             Step::RemoveContainer { id, name } => {
-                let gone = self.seen.containers.iter().find(|i| i.id == *id);
-                let path = gone.map(|i| i.log_path.as_str()).filter(|path| !path.is_empty());
-                let shared =
-                    |path: &&str| self.seen.containers.iter().any(|i| i.id != *id && i.log_path == *path);
-                let logs = path.filter(|path| !shared(path)).map(Into::into);
-                self.steps.remove_container(pod, id, name, logs).await?;
-                let newer = |i: &&Instance| {
-                    self.removed.get(name).is_none_or(|known| known.created_at <= i.created_at)
-                };
-                if let Some(gone) = gone.filter(newer) {
-                    self.removed.insert(name.clone(), gone.clone());
-                }
+                self.steps.remove_container(pod, id, name, self.own_log(id)).await?;
+                self.remember_removed(id, name);
                 Ok(())
             }
             Step::RemoveSandbox { id } => self.steps.remove_sandbox(pod, id).await,
@@ -354,6 +357,36 @@ impl Actor {
         };
         self.ending = Some((grace, until));
         until.saturating_duration_since(now)
+    }
+
+    /// The log that goes with the instance when it is removed: none that another one writes to as well, and none of what is
+    /// removed only to be run again.
+    fn own_log(&self, id: &str) -> Option<std::path::PathBuf> {
+        let gone = self.seen.containers.iter().find(|i| i.id == id)?;
+        let shared = self.seen.containers.iter().any(|i| i.id != id && i.log_path == gone.log_path);
+        let kept = shared || gone.log_path.is_empty() || self.memory.resetting.is_some();
+        (!kept).then(|| gone.log_path.clone().into())
+    }
+
+    /// The end of what was removed is still told.
+    fn remember_removed(&mut self, id: &str, name: &str) {
+        let Some(gone) = self.seen.containers.iter().find(|i| i.id == id) else { return };
+        let newer = self.removed.get(name).is_none_or(|known| known.instance.created_at <= gone.created_at);
+        if newer {
+            let reset = self.memory.resetting.is_some();
+            self.removed.insert(name.to_owned(), Removed { instance: gone.clone(), reset });
+        }
+    }
+
+    /// Takes down how often each container was run, for when its instances are gone.
+    fn count_restarts(&mut self) {
+        for i in &self.seen.containers {
+            let next = i.restart_count.saturating_add(1);
+            match self.memory.restarts.get_mut(&i.name) {
+                Some(known) => *known = next.max(*known),
+                None => drop(self.memory.restarts.insert(i.name.clone(), next)),
+            }
+        }
     }
 
     fn stop_arrived(&self, acted_on: &Desired) -> bool {
@@ -401,6 +434,7 @@ impl Actor {
         self.steps.sandbox_made = false;
         self.memory.stopped.retain(|id| seen.sandboxes.iter().any(|s| s.id == *id));
         self.memory.failed_starts.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
+        self.memory.resetting.take_if(|source| !seen.containers.iter().any(|c| c.id == *source));
         let settled = |name: &str| {
             seen.latest(name).is_some_and(|i| i.state == State::Running || plan::ended_for_good(&pod, i))
         };
@@ -439,7 +473,7 @@ impl Actor {
         removing && self.rooms.statuses.get(&self.pod.uid).is_some_and(|s| status::is_final(&s))
     }
 
-    fn publish(&mut self, desired: &Desired, outcome: Option<plan::Outcome>) {
+    fn publish(&mut self, desired: &Desired, plan: &Plan) {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
             // Nobody asks for the status of a pod that no source has.
             return;
@@ -461,8 +495,11 @@ impl Actor {
             pod: &desired.pod,
             observed: &self.seen,
             phase: self.phase,
+            stopping: desired.stop.is_some(),
             released: !self.steps.cgroup_made,
-            outcome,
+            outcome: plan.outcome,
+            resetting: plan.resetting,
+            restarts: &self.memory.restarts,
             readiness: &self.readiness,
             waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
             removed: &self.removed,
@@ -507,6 +544,25 @@ fn nanos(d: Duration) -> i64 {
 /// When a pod that was found running had been taken on, to the second.
 fn adoption_time(seen: &Observed) -> Option<Timestamp> {
     Timestamp::from_second(seen.began()?.div_euclid(1_000_000_000)).ok()
+}
+
+/// How often the pod's containers were run, by the logs that an earlier incarnation may have left.
+async fn logged(rooms: &Rooms, pod: Arc<Pod>) -> HashMap<String, u32> {
+    let (root, of) = (rooms.facts.pod_logs_dir.clone(), PodRef::of(&pod));
+    if !log::has_logs(&root, &of) {
+        return HashMap::new();
+    }
+    let counted = tokio::task::spawn_blocking(move || {
+        let spec = api::spec(&pod);
+        let inits = spec.init_containers.iter().flatten().map(|c| c.name.as_str());
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.name.as_str());
+        let names = spec.containers.iter().map(|c| c.name.as_str()).chain(inits).chain(ephemeral);
+        log::next_restarts(&root, &of, names)
+    });
+    counted.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "counting a pod's logs panicked");
+        HashMap::new()
+    })
 }
 
 /// What can be known of the past of a pod that was found in the runtime.

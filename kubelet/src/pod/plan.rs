@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 pub use end::overran;
-pub use policy::{ended_for_good, outcome};
+pub use policy::{ended_for_good, may_restart_all, outcome};
 
 /// Where a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,13 @@ pub struct Memory {
     pub retry: HashMap<String, i64>,
     /// How often in a row; same keys.
     pub failures: HashMap<String, u32>,
+    /// The least that the next instance's restart count may be, by container name; a container that is not in it never ran.
+    /// Known from instances that were seen, and from logs where those are gone.
+    pub restarts: HashMap<String, u32>,
+    /// The pod was seen to have ended by itself: it does not begin again because what it left behind is lost.
+    pub outcome: Option<Outcome>,
+    /// All containers are being removed to be run again, because this instance's end asked for it.
+    pub resetting: Option<String>,
     /// Sandboxes that have been stopped by us.
     pub stopped: HashSet<String>,
     /// Instances whose start failed, and until when nothing is done about those that are still only created; they are
@@ -91,8 +98,8 @@ pub enum Step {
     Kill {
         /// Which.
         targets: Vec<Kill>,
-        /// For their hooks, and between SIGTERM and SIGKILL, for all turns together: a later turn has what the earlier ones left, and at
-        /// least [`MINIMUM_GRACE`](super::desired::MINIMUM_GRACE).
+        /// For their hooks, and between SIGTERM and SIGKILL, for all turns together: a later turn has what the earlier ones
+        /// left, and at least [`MINIMUM_GRACE`](super::desired::MINIMUM_GRACE). Zero: no hook runs.
         grace: Duration,
     },
     /// Stop a sandbox and release its network.
@@ -124,6 +131,15 @@ pub enum Step {
         index: usize,
         /// The runtime's id.
         id: String,
+    },
+    /// All containers of the pod are run again; the steps behind this one end and remove them.
+    Reset {
+        /// The instance whose end asked for it.
+        source: String,
+        /// Its container.
+        name: String,
+        /// That container's back-off from now on.
+        backoff: backoff::Entry,
     },
     /// Remove a dead instance.
     RemoveContainer {
@@ -170,6 +186,8 @@ pub struct Plan {
     pub wake: Option<i64>,
     /// How the pod's own work ended, once it has.
     pub outcome: Option<Outcome>,
+    /// The steps end and remove every container, to run all of them again.
+    pub resetting: bool,
 }
 
 /// Everything a plan depends on.
@@ -196,7 +214,7 @@ pub const CRASH_LOOP: &str = "CrashLoopBackOff";
 
 /// The plan for one pod.
 pub fn plan(input: &Input<'_>) -> Plan {
-    let outcome = outcome(input);
+    let outcome = outcome(input).or(input.memory.outcome);
     if input.desired.stop.is_some() || outcome.is_some() {
         return end::terminate(input, outcome);
     }

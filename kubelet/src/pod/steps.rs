@@ -16,6 +16,7 @@ use crate::log;
 use crate::pleg::observed::{Instance, Observed};
 use crate::volume::Mounted;
 use cri::v1;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -80,12 +81,20 @@ impl Steps {
         Self { rooms, pod, cgroup_made: true, sandbox_made: false, limits: None, made: None, mounted: None }
     }
 
-    pub fn container<'a>(&self, pod: &'a Pod, list: ContainerList, index: usize) -> Option<&'a Container> {
+    pub fn container<'a>(
+        &self,
+        pod: &'a Pod,
+        list: ContainerList,
+        index: usize,
+    ) -> Option<Cow<'a, Container>> {
         let spec = api::spec(pod);
         match list {
-            ContainerList::Init => spec.init_containers.as_ref()?.get(index),
-            ContainerList::Regular => spec.containers.get(index),
-            ContainerList::Ephemeral => None,
+            ContainerList::Init => spec.init_containers.as_ref()?.get(index).map(Cow::Borrowed),
+            ContainerList::Regular => spec.containers.get(index).map(Cow::Borrowed),
+            ContainerList::Ephemeral => {
+                let all = spec.ephemeral_containers.as_ref()?;
+                all.get(index).map(|e| Cow::Owned(translate::as_container(e)))
+            }
         }
     }
 
@@ -123,8 +132,14 @@ impl Steps {
     }
 
     fn list_of(&self, pod: &Pod, name: &str) -> ContainerList {
-        let inits = api::spec(pod).init_containers.as_deref().unwrap_or_default();
-        if inits.iter().any(|c| c.name == name) { ContainerList::Init } else { ContainerList::Regular }
+        let spec = api::spec(pod);
+        if spec.init_containers.iter().flatten().any(|c| c.name == name) {
+            ContainerList::Init
+        } else if spec.ephemeral_containers.iter().flatten().any(|c| c.name == name) {
+            ContainerList::Ephemeral
+        } else {
+            ContainerList::Regular
+        }
     }
 
     pub async fn stop_sandbox(&mut self, id: &str) -> Result<(), Failure> {

@@ -9,7 +9,7 @@
 //! removal; a changed content, another file name or another node is another pod.
 
 use super::field::{Errors, Path};
-use crate::api::{Origin, Pod};
+use crate::api::{Origin, Pod, as_container};
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, PodSpec, Toleration, Volume};
 use sha2::{Digest, Sha256};
 
@@ -106,8 +106,9 @@ fn tolerate_no_execute(spec: &mut PodSpec) {
     }
 }
 
-/// What only an API server could resolve: a static pod that names it is refused, never run without it.
-pub fn unresolvable(pod: &Pod, errors: &mut Errors) {
+/// What only an API server could resolve: a static pod that names it is refused, never run without it. `own_uid`: the
+/// manifest gives the pod its UID.
+pub fn unresolvable(pod: &Pod, own_uid: bool, errors: &mut Errors) {
     if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
         let metadata = Path::root("metadata");
         errors
@@ -144,8 +145,18 @@ pub fn unresolvable(pod: &Pod, errors: &mut Errors) {
     for (i, volume) in spec.volumes.iter().flatten().enumerate() {
         volume_references(volume, &volumes.index(i), &mut |at, what| refuse(errors, at, what));
     }
-    if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        errors.forbidden(&at.child("ephemeralContainers"), "cannot be set on create");
+    let ephemeral = at.child("ephemeralContainers");
+    for (i, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        container_references(&as_container(container), &ephemeral.index(i), &mut |at, what| {
+            refuse(errors, at, what);
+        });
+    }
+    // With a UID that follows from its content, the pod with the container would be another one than that without.
+    if !own_uid && spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
+        errors.forbidden(
+            &ephemeral,
+            "cannot be set on create; a manifest with a metadata.uid may gain it later",
+        );
     }
     if let Some(class) = spec.priority_class_name.as_deref().filter(|c| !c.is_empty()) {
         let built_in = BUILT_IN_CLASSES.iter().find(|(name, _)| *name == class);
@@ -249,7 +260,8 @@ mod tests {
 
     fn refused(yaml: &str) -> Vec<String> {
         let mut errors = Errors::default();
-        unresolvable(&pod(yaml), &mut errors);
+        let pod = pod(yaml);
+        unresolvable(&pod, pod.metadata.uid.is_some(), &mut errors);
         errors.into_vec().into_iter().map(|e| e.field).collect()
     }
 
@@ -312,6 +324,18 @@ mod tests {
         assert_eq!(refused(&s("gold")), ["spec.priorityClassName"]);
         assert_eq!(refused(&s("gold, priority: 7")), [""; 0]);
         assert_eq!(refused(&s("system-node-critical, priority: 7")), ["spec.priority"]);
+    }
+
+    #[test]
+    fn ephemeral_containers_need_a_pod_that_stays_the_same_without_them() {
+        let with = |meta: &str| {
+            format!(
+                "metadata: {{{meta}}}\nspec: {{containers: [], ephemeralContainers: [{{name: e, envFrom: [{{secretRef: {{name: s}}}}]}}]}}"
+            )
+        };
+        let reference = "spec.ephemeralContainers[0].envFrom[0].secretRef";
+        assert_eq!(refused(&with("name: a")), [reference, "spec.ephemeralContainers"]);
+        assert_eq!(refused(&with("name: a, uid: u")), [reference]);
     }
 
     #[test]

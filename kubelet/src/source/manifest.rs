@@ -218,10 +218,11 @@ fn problems(e: DecodeError) -> Vec<Problem> {
 /// The static pod that the manifest `bytes` at `path` stands for on `node_name`, with the warnings of its decoding.
 pub fn static_pod(bytes: &[u8], path: &str, node_name: &str) -> Result<(Pod, Vec<FieldError>), DecodeError> {
     let decode::Decoded { mut pod, warnings } = decode::manifest(bytes)?;
+    let own_uid = pod.metadata.uid.as_ref().is_some_and(|uid| !uid.is_empty());
     identity::adopt(&mut pod, path, node_name);
     defaults::apply(&mut pod);
     let mut errors = Errors::default();
-    identity::unresolvable(&pod, &mut errors);
+    identity::unresolvable(&pod, own_uid, &mut errors);
     errors.append(validate::pod(&pod));
     match errors.is_empty() {
         true => Ok((pod, warnings)),

@@ -236,6 +236,22 @@ fn container_rules() {
             "spec.containers[0].restartPolicyRules[0].exitCodes.values: Invalid value",
         ],
     );
+    let ephemeral = json!({"name": "e", "image": "i", "restartPolicy": "Always", "targetContainerName": "nope",
+        "lifecycle": {}, "ports": [{"containerPort": 1, "protocol": "TCP"}],
+        "resources": {"limits": {"cpu": "1"}}, "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "x"}]});
+    refused(
+        json!({"ephemeralContainers": [ephemeral, {"name": "e", "image": " "}], "volumes": [{"name": "v", "emptyDir": {}}]}),
+        &[
+            "spec.ephemeralContainers[0].ports: Forbidden: cannot be set for an Ephemeral Container",
+            "spec.ephemeralContainers[0].lifecycle: Forbidden: cannot be set for an Ephemeral Container",
+            "spec.ephemeralContainers[0].resources: Forbidden: cannot be set for an Ephemeral Container",
+            "spec.ephemeralContainers[0].restartPolicy: Forbidden: cannot be set for an Ephemeral Container",
+            "spec.ephemeralContainers[0].volumeMounts[0].subPath: Forbidden: cannot be set for an Ephemeral Container",
+            "spec.ephemeralContainers[0].targetContainerName: Not found: \"nope\"",
+            "spec.ephemeralContainers[1].name: Duplicate value: \"e\"",
+            "spec.ephemeralContainers[1].image: Invalid value",
+        ],
+    );
     let init = json!({"name": "i", "image": "i", "livenessProbe": {"exec": {"command": ["x"]}}});
     refused(json!({ "initContainers": [init] }), &["spec.initContainers[0].livenessProbe: Forbidden"]);
     refused(

@@ -1,8 +1,10 @@
 //! The pod's conditions, in upstream's order with upstream's reasons and messages. Pure.
 
 use super::convert::Input;
-use crate::api;
-use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
+use crate::api::{self, Pod};
+use crate::pod::plan;
+use crate::pod::translate::resources::is_sidecar;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Phases as upstream computes them, before a pod that has not ended yet is held back from a final one.
@@ -33,20 +35,54 @@ impl Verdict {
 pub fn conditions(input: &Input<'_>, phase: &str, status: &PodStatus) -> Vec<PodCondition> {
     let regular = status.container_statuses.as_deref().unwrap_or_default();
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
-    let containers = containers_ready(phase, regular);
-    let ready = pod_ready(input, phase, regular);
+    let sidecars = sidecars(input.pod, inits);
+    let counted: Vec<&ContainerStatus> = sidecars.into_iter().chain(regular).collect();
+    let containers = containers_ready(phase, &counted);
+    let ready = pod_ready(input, phase, &counted);
     let sandbox =
         if input.sandbox_up { Verdict::yes() } else { Verdict { ok: false, reason: None, message: None } };
     [
         ("PodReadyToStartContainers", sandbox),
-        ("Initialized", initialized(phase, inits)),
+        ("Initialized", initialized(input.pod, phase, inits, regular)),
         ("Ready", ready),
         ("ContainersReady", containers),
         ("PodScheduled", Verdict::yes()),
     ]
     .into_iter()
     .map(|(kind, verdict)| condition(input, kind, verdict))
+    .chain(plan::may_restart_all(input.pod).then(|| all_restarting(input, phase)))
     .collect()
+}
+
+/// `AllContainersRestarting`, which only pods with such a rule have. Upstream gives it no generation.
+fn all_restarting(input: &Input<'_>, phase: &str) -> PodCondition {
+    let verdict = match phase {
+        SUCCEEDED => Verdict::completed(false),
+        FAILED => Verdict::no("PodFailed", None),
+        _ if input.resetting => Verdict {
+            ok: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        },
+        _ => Verdict { ok: false, reason: None, message: None },
+    };
+    PodCondition { observed_generation: None, ..condition(input, "AllContainersRestarting", verdict) }
+}
+
+/// The statuses of the sidecars among those of init containers.
+pub fn sidecars<'a>(pod: &Pod, inits: &'a [ContainerStatus]) -> Vec<&'a ContainerStatus> {
+    let spec = api::spec(pod);
+    let is = |s: &&ContainerStatus| {
+        spec.init_containers.iter().flatten().any(|c| c.name == s.name && is_sidecar(c))
+    };
+    inits.iter().filter(is).collect()
+}
+
+/// Some regular container has run, so the pod had been initialized, whatever its sidecars do now.
+pub fn has_run(regular: &[ContainerStatus]) -> bool {
+    let ended = |state: &Option<ContainerState>| state.as_ref().is_some_and(|s| s.terminated.is_some());
+    let running = |s: &ContainerStatus| s.state.as_ref().is_some_and(|s| s.running.is_some());
+    regular.iter().any(|s| running(s) || ended(&s.state) || ended(&s.last_state))
 }
 
 fn condition(input: &Input<'_>, kind: &str, verdict: Verdict) -> PodCondition {
@@ -70,32 +106,40 @@ fn names<'a>(of: impl Iterator<Item = &'a ContainerStatus>) -> String {
     of.map(|s| s.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-fn initialized(phase: &str, inits: &[ContainerStatus]) -> Verdict {
+fn initialized(pod: &Pod, phase: &str, inits: &[ContainerStatus], regular: &[ContainerStatus]) -> Verdict {
     if phase == SUCCEEDED {
         return Verdict::completed(true);
     }
-    let open = names(inits.iter().filter(|s| !s.ready));
+    if has_run(regular) {
+        return Verdict::yes();
+    }
+    let sidecars = sidecars(pod, inits);
+    let done = |s: &ContainerStatus| match sidecars.iter().any(|sidecar| sidecar.name == s.name) {
+        true => s.started == Some(true),
+        false => s.ready,
+    };
+    let open = names(inits.iter().filter(|s| !done(s)));
     if open.is_empty() {
         return Verdict::yes();
     }
     Verdict::no("ContainersNotInitialized", Some(format!("containers with incomplete status: [{open}]")))
 }
 
-fn containers_ready(phase: &str, regular: &[ContainerStatus]) -> Verdict {
+fn containers_ready(phase: &str, counted: &[&ContainerStatus]) -> Verdict {
     match phase {
         SUCCEEDED => return Verdict::completed(false),
         FAILED => return Verdict::no("PodFailed", None),
         _ => {}
     }
-    let unready = names(regular.iter().filter(|s| !s.ready));
+    let unready = names(counted.iter().copied().filter(|s| !s.ready));
     if unready.is_empty() {
         return Verdict::yes();
     }
     Verdict::no("ContainersNotReady", Some(format!("containers with unready status: [{unready}]")))
 }
 
-fn pod_ready(input: &Input<'_>, phase: &str, regular: &[ContainerStatus]) -> Verdict {
-    let containers = containers_ready(phase, regular);
+fn pod_ready(input: &Input<'_>, phase: &str, counted: &[&ContainerStatus]) -> Verdict {
+    let containers = containers_ready(phase, counted);
     let gates = api::spec(input.pod).readiness_gates.as_deref().unwrap_or_default();
     if !containers.ok || gates.is_empty() {
         return containers;

@@ -4,6 +4,7 @@ use super::convert::Input;
 use crate::api::Container;
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, State};
+use crate::pod::translate::resources::is_sidecar;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
     ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMountStatus,
@@ -12,36 +13,79 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// The status of the container `c` of `list`.
 pub fn container_status(input: &Input<'_>, list: ContainerList, c: &Container) -> ContainerStatus {
-    let mut instances = input.observed.instances(&c.name);
-    let latest = instances.next();
-    let before = instances.next();
-    let mut status = blank(input, c);
-    if let Some(i) = latest {
-        fill(input, c, i, &mut status);
-        let started = i.state == State::Running
-            && input.readiness.started(&c.name, &i.id).unwrap_or(c.startup_probe.is_none());
-        status.ready = match list {
-            ContainerList::Init if c.restart_policy.as_deref() != Some("Always") => {
-                i.state == State::Exited && i.exit_code == 0
-            }
-            _ => started && input.readiness.ready(&c.name, &i.id).unwrap_or(c.readiness_probe.is_none()),
-        };
-        status.started = Some(started);
-        let before = before.or_else(|| input.removed.get(&c.name).filter(|removed| removed.id != i.id));
-        status.last_state = Some(before.map(|b| ended_state(input, b)).unwrap_or_default());
-    } else {
-        status.restart_count = previous(input, c).map(|p| p.restart_count).unwrap_or_default();
+    let mut status = match input.observed.latest(&c.name) {
+        Some(i) => of_instance(input, list, c, i),
+        None => of_nothing(input, list, c),
+    };
+    // An ephemeral container is not started and not ready, whatever it does: nothing waits for it.
+    if list == ContainerList::Ephemeral {
+        status.ready = false;
+        status.started = None;
     }
-    if let Some(waiting) = input.waiting.get(&c.name)
-        && !latest.is_some_and(|i| i.state == State::Running)
-    {
-        if let Some(i) = latest
-            && i.state == State::Exited
-        {
+    status
+}
+
+fn of_instance(input: &Input<'_>, list: ContainerList, c: &Container, i: &Instance) -> ContainerStatus {
+    let mut status = blank(input, c);
+    fill(input, c, i, &mut status);
+    let running = i.state == State::Running;
+    let sidecar = list == ContainerList::Init && is_sidecar(c);
+    let started = running && input.readiness.started(&c.name, &i.id).unwrap_or(c.startup_probe.is_none());
+    status.started = Some(started);
+    status.ready = match list {
+        ContainerList::Init if !sidecar => i.state == State::Exited && i.exit_code == 0,
+        _ => started && input.readiness.ready(&c.name, &i.id).unwrap_or(c.readiness_probe.is_none()),
+    };
+    let removed = input.removed.get(&c.name).filter(|removed| removed.instance.id != i.id);
+    status.last_state = Some(match (input.observed.instances(&c.name).nth(1), removed) {
+        (Some(before), _) => ended_state(input, before),
+        (None, Some(removed)) if removed.reset => reset_state(),
+        (None, Some(removed)) => ended_state(input, &removed.instance),
+        (None, None) => ContainerState::default(),
+    });
+    if let Some(waiting) = input.waiting.get(&c.name).filter(|_| !running) {
+        if i.state == State::Exited {
             status.last_state = Some(ended_state(input, i));
         }
         status.state = Some(waiting_state(&waiting.reason, Some(&waiting.message)));
         status.ready = false;
+    }
+    status
+}
+
+/// Of a container without an instance: it has yet to run, or what there was of it is gone.
+fn of_nothing(input: &Input<'_>, list: ContainerList, c: &Container) -> ContainerStatus {
+    let mut status = blank(input, c);
+    // Of ephemeral containers logs tell only that they ran.
+    let known = if list == ContainerList::Ephemeral { None } else { input.restarts.get(&c.name) };
+    status.restart_count = known.map_or(0, |n| i32::try_from(*n).unwrap_or(i32::MAX));
+    if let Some(before) = previous(input, c) {
+        let (volume_mounts, restarts) = (status.volume_mounts.take(), status.restart_count);
+        let told = before.state.as_ref();
+        // An end that was seen stays told, and so does what it was told with; one that was made up has no container.
+        let ended = before.container_id.is_some() && told.is_some_and(|s| s.terminated.is_some());
+        let is_reset =
+            |s: &ContainerState| s.waiting.as_ref().is_some_and(|w| w.reason.as_deref() == Some(RESET));
+        if ended || told.is_some_and(is_reset) {
+            status = before.clone();
+        } else {
+            status.last_state.clone_from(&before.last_state);
+            let untold = before.last_state.as_ref().is_none_or(|l| l.terminated.is_none());
+            if untold && told.is_some_and(|s| s.running.is_some()) {
+                status.last_state = Some(vanished());
+            }
+        }
+        status.volume_mounts = volume_mounts;
+        status.restart_count = restarts.max(before.restart_count);
+    }
+    status.ready = false;
+    status.started = Some(false);
+    if input.removed.get(&c.name).is_some_and(|removed| removed.reset) {
+        status.last_state = Some(reset_state());
+        status.state = Some(waiting_state(RESET, Some(RESET_MESSAGE)));
+    }
+    if let Some(waiting) = input.waiting.get(&c.name) {
+        status.state = Some(waiting_state(&waiting.reason, Some(&waiting.message)));
     }
     status
 }
@@ -155,13 +199,34 @@ fn volume_mounts(c: &Container, recursive: bool) -> Option<Vec<VolumeMountStatus
     (!statuses.is_empty()).then_some(statuses)
 }
 
+/// Why a container waits, and how its last instance ended, when RestartAllContainers removed it.
+const RESET: &str = "RestartingAllContainers";
+const RESET_MESSAGE: &str = "The container is removed because RestartAllContainers in place";
+
+fn reset_state() -> ContainerState {
+    killed(RESET, RESET_MESSAGE)
+}
+
+/// The end of a container that ran when it was last told of and of which nothing is left.
+fn vanished() -> ContainerState {
+    killed(
+        "ContainerStatusUnknown",
+        "The container could not be located when the pod was deleted.  The container used to be Running",
+    )
+}
+
 /// The state of a container that was never found when its pod ended.
 pub fn lost() -> ContainerState {
+    killed("ContainerStatusUnknown", "The container could not be located when the pod was terminated")
+}
+
+/// An end without an instance that could tell of it.
+fn killed(reason: &str, message: &str) -> ContainerState {
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             exit_code: 137,
-            reason: Some("ContainerStatusUnknown".to_owned()),
-            message: Some("The container could not be located when the pod was terminated".to_owned()),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
             ..Default::default()
         }),
         ..Default::default()

@@ -1,7 +1,8 @@
 //! [`api_status`]: a pod's status from what should be, what is, and where its actor stands. Pure.
 
-use super::conditions::{self, FAILED, PENDING, RUNNING, SUCCEEDED};
-use super::container::{self, container_status};
+use super::conditions::{self, FAILED};
+use super::container::container_status;
+use super::phase::{end, held_back, phase};
 use crate::api::{self, Pod, PodStatus};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed};
@@ -26,6 +27,15 @@ pub struct NodeIdentity {
     pub recursive_read_only: bool,
 }
 
+/// An instance that the agent removed from the runtime.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    /// As it was last seen.
+    pub instance: Instance,
+    /// It was removed so that all containers could be run again.
+    pub reset: bool,
+}
+
 /// Everything a status depends on.
 #[derive(Debug)]
 pub struct Input<'a> {
@@ -35,6 +45,8 @@ pub struct Input<'a> {
     pub observed: &'a Observed,
     /// Where its actor stands.
     pub phase: Phase,
+    /// It was told to end, by whomever.
+    pub stopping: bool,
     /// Its cgroup is gone: what has not run by now never will.
     pub released: bool,
     /// How its own work ended, if it did.
@@ -43,8 +55,12 @@ pub struct Input<'a> {
     pub readiness: &'a Readiness,
     /// Containers that wait, and why.
     pub waiting: &'a BTreeMap<String, Waiting>,
+    /// All containers are being ended and removed, to be run again.
+    pub resetting: bool,
+    /// The restart count that the next instance of each container that ever ran will have at least.
+    pub restarts: &'a HashMap<String, u32>,
     /// The newest instance of each container that was removed from the runtime: its end is still told.
-    pub removed: &'a HashMap<String, Instance>,
+    pub removed: &'a HashMap<String, Removed>,
     /// The node refused the pod: reason and message.
     pub rejected: Option<(&'a str, &'a str)>,
     /// It is being ended, or was, and is Failed for that: reason and message.
@@ -80,7 +96,7 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
     status.conditions = Some(conditions::conditions(input, computed, &status));
     status.phase = Some(held_back(input, computed).to_owned());
     if input.phase >= Phase::Terminated && input.released {
-        end(&mut status, computed);
+        end(input, &mut status, computed);
     }
     // As upstream, the reason comes with the final phase.
     if let Some((reason, message)) = input.failed
@@ -92,7 +108,9 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
     addresses(input, &mut status);
     resources(input, &mut status);
     // Upstream's order; init containers, and names in messages, stay in the spec's.
-    if let Some(all) = &mut status.container_statuses {
+    for all in
+        [&mut status.container_statuses, &mut status.ephemeral_container_statuses].into_iter().flatten()
+    {
         all.sort_by(|a, b| a.name.cmp(&b.name));
     }
     status
@@ -111,6 +129,8 @@ fn containers(input: &Input<'_>, status: &mut PodStatus) {
     status.container_statuses = list(ContainerList::Regular, &spec.containers);
     status.init_container_statuses =
         list(ContainerList::Init, spec.init_containers.as_deref().unwrap_or_default());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(translate::as_container);
+    status.ephemeral_container_statuses = list(ContainerList::Ephemeral, &ephemeral.collect::<Vec<_>>());
     bound_messages(status);
 }
 
@@ -118,94 +138,18 @@ fn containers(input: &Input<'_>, status: &mut PodStatus) {
 const MESSAGES: usize = 12 << 10;
 
 fn bound_messages(status: &mut PodStatus) {
-    let lists = || [&status.container_statuses, &status.init_container_statuses];
-    let each = MESSAGES / lists().into_iter().flatten().map(Vec::len).sum::<usize>().max(1);
-    let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
+    let lists = [
+        &mut status.container_statuses,
+        &mut status.init_container_statuses,
+        &mut status.ephemeral_container_statuses,
+    ];
+    let each = MESSAGES / lists.iter().filter_map(|l| Some(l.as_ref()?.len())).sum::<usize>().max(1);
     for s in lists.into_iter().flatten().flatten() {
         let states = [&mut s.state, &mut s.last_state].into_iter().flatten();
         for message in states.filter_map(|s| s.terminated.as_mut()?.message.as_mut()) {
             let end = (0..=each.min(message.len())).rev().find(|at| message.is_char_boundary(*at));
             message.truncate(end.unwrap_or(0));
         }
-    }
-}
-
-/// The phase as the containers alone have it.
-fn phase(input: &Input<'_>, status: &PodStatus) -> &'static str {
-    let policy = api::spec(input.pod).restart_policy.as_deref().unwrap_or("Always");
-    let never = policy == "Never";
-    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
-    let mut init_pending = false;
-    for s in status.init_container_statuses.iter().flatten() {
-        match ended(s) {
-            Some(0) => {}
-            Some(_) if never => return FAILED,
-            _ => init_pending = true,
-        }
-    }
-    for s in status.container_statuses.iter().flatten() {
-        if s.state.as_ref().is_some_and(|st| st.running.is_some()) {
-            running += 1;
-        } else if let Some(code) = ended(s) {
-            stopped += 1;
-            succeeded += usize::from(code == 0);
-        } else if s.last_state.as_ref().is_some_and(|l| l.terminated.is_some()) {
-            stopped += 1;
-        } else {
-            waiting += 1;
-        }
-    }
-    if waiting > 0 || (init_pending && running == 0 && stopped == 0) {
-        return PENDING;
-    }
-    if running > 0 {
-        return RUNNING;
-    }
-    let final_now = input.phase >= Phase::Terminated;
-    match policy {
-        "Always" if !final_now => RUNNING,
-        _ if stopped == succeeded => SUCCEEDED,
-        "OnFailure" if !final_now => RUNNING,
-        _ => FAILED,
-    }
-}
-
-fn ended(s: &ContainerStatus) -> Option<i32> {
-    s.state.as_ref()?.terminated.as_ref().map(|t| t.exit_code)
-}
-
-/// A pod does not reach a final phase before everything of it has stopped.
-fn held_back(input: &Input<'_>, computed: &'static str) -> &'static str {
-    if computed != SUCCEEDED && computed != FAILED || input.phase >= Phase::Terminated {
-        return computed;
-    }
-    match input.previous.and_then(|p| p.phase.as_deref()) {
-        Some(PENDING) => PENDING,
-        _ => RUNNING,
-    }
-}
-
-/// What an ended pod's status must be even where containers were never found.
-fn end(status: &mut PodStatus, computed: &str) {
-    if computed != SUCCEEDED && computed != FAILED {
-        status.phase = Some(FAILED.to_owned());
-    }
-    let lose = |s: &mut ContainerStatus| {
-        if s.state.as_ref().is_none_or(|st| st.terminated.is_none()) {
-            s.state = Some(container::lost());
-        }
-    };
-    let inits = status.init_container_statuses.as_deref_mut().unwrap_or_default();
-    let initialized = inits.last().is_none_or(|s| ended(s) == Some(0));
-    let touched = |s: &ContainerStatus| {
-        s.state.as_ref().is_none_or(|st| st.waiting.is_none())
-            || s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
-    };
-    // Of init containers only those up to the last one that was ever run count as lost, and always the first.
-    let reached = inits.iter().rposition(touched).map_or(1, |i| i + 1).min(inits.len());
-    inits[..reached].iter_mut().for_each(lose);
-    if initialized {
-        status.container_statuses.iter_mut().flatten().for_each(lose);
     }
 }
 

@@ -7,8 +7,9 @@
 mod conditions;
 mod container;
 mod convert;
+mod phase;
 
-pub use convert::{Input, NodeIdentity, api_status};
+pub use convert::{Input, NodeIdentity, Removed, api_status};
 
 use crate::api::{PodRef, PodStatus, PodUid};
 use std::collections::HashMap;

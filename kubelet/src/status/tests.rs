@@ -16,9 +16,12 @@ struct Given {
     observed: Observed,
     phase: Phase,
     released: bool,
-    readiness: Readiness,
     waiting: BTreeMap<String, Waiting>,
-    removed: HashMap<String, Instance>,
+    removed: HashMap<String, Removed>,
+    restarts: HashMap<String, u32>,
+    readiness: Readiness,
+    resetting: bool,
+    previous: Option<PodStatus>,
     node: NodeIdentity,
 }
 
@@ -30,9 +33,12 @@ impl Given {
             observed: Observed::default(),
             phase: Phase::Starting,
             released: false,
-            readiness: Readiness::default(),
             waiting: BTreeMap::new(),
             removed: HashMap::new(),
+            restarts: HashMap::new(),
+            readiness: Readiness::default(),
+            resetting: false,
+            previous: None,
             node: NodeIdentity {
                 ips: vec!["192.0.2.10".parse().unwrap()],
                 runtime_name: "containerd".to_owned(),
@@ -54,15 +60,18 @@ impl Given {
             pod: &self.pod,
             observed: &self.observed,
             phase: self.phase,
+            stopping: false,
             released: self.released,
             outcome: None,
-            readiness: &self.readiness,
             waiting: &self.waiting,
             removed: &self.removed,
             failed: None,
+            restarts: &self.restarts,
+            readiness: &self.readiness,
+            resetting: self.resetting,
             rejected: None,
             sandbox_up: !self.observed.sandboxes.is_empty(),
-            previous: None,
+            previous: self.previous.as_ref(),
             start_time: now,
             now,
             node: &self.node,
@@ -118,11 +127,93 @@ fn a_pod_on_the_hosts_network_has_its_address_from_the_start() {
 fn the_end_of_an_instance_is_told_after_its_removal() {
     let mut given = Given::new(containers(&["c"])).sandbox();
     given.observed.containers = vec![instance("c", 2, State::Exited, 3)];
-    given.removed.insert("c".to_owned(), instance("c", 1, State::Exited, 7));
+    let removed = Removed { instance: instance("c", 1, State::Exited, 7), reset: false };
+    given.removed.insert("c".to_owned(), removed);
     let last = |status: &Value| status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
     assert_eq!(last(&given.status()), 7);
     given.observed.containers.push(instance("c", 1, State::Exited, 9));
     assert_eq!(last(&given.status()), 9, "one that is there is asked itself");
+}
+
+fn with_sidecar() -> Given {
+    let side = json!({"name": "s", "image": "i", "restartPolicy": "Always", "startupProbe": {"exec": {}}});
+    let mut spec = containers(&["c"]);
+    spec["initContainers"] = json!([side]);
+    Given::new(spec).sandbox()
+}
+
+#[test]
+fn a_sidecar_is_ready_once_it_has_started_and_counts_among_the_containers() {
+    let mut given = with_sidecar();
+    given.observed.containers = vec![instance("s", 0, State::Running, 0)];
+    let before = given.status();
+    let conditions = |status: &Value| {
+        let of = |i: usize| {
+            format!("{} {}", status["conditions"][i]["status"], status["conditions"][i]["message"])
+        };
+        (of(1), of(2))
+    };
+    assert_eq!(
+        conditions(&before),
+        (
+            "\"False\" \"containers with incomplete status: [s]\"".to_owned(),
+            "\"False\" \"containers with unready status: [s c]\"".to_owned()
+        )
+    );
+    assert_eq!(
+        (&before["phase"], &before["initContainerStatuses"][0]["started"]),
+        (&json!("Pending"), &json!(false))
+    );
+    let of = ContainerReadiness { instance: "s-0".into(), started: true, ready: true, failed: None };
+    given.readiness.containers.insert("s".to_owned(), of);
+    let after = given.status();
+    assert_eq!(conditions(&after).0, "\"True\" null");
+    assert_eq!(after["initContainerStatuses"][0]["ready"], true);
+}
+
+#[test]
+fn a_sidecar_that_crashes_leaves_its_pod_initialized_and_running_but_not_ready() {
+    let mut given = with_sidecar();
+    given.phase = Phase::Running;
+    given.observed.containers = vec![instance("c", 0, State::Running, 0), instance("s", 0, State::Exited, 4)];
+    let status = given.status();
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["conditions"][1]["status"], "True");
+    assert_eq!(status["conditions"][2]["message"], "containers with unready status: [s]");
+}
+
+#[test]
+fn a_container_that_was_lost_while_it_ran_says_so_and_counts_on() {
+    let mut given = Given::new(containers(&["c"])).sandbox();
+    given.observed.containers = vec![instance("c", 1, State::Running, 0)];
+    given.previous = serde_json::from_value(given.status()).unwrap();
+    given.observed.containers.clear();
+    given.restarts.insert("c".to_owned(), 2);
+    for _ in 0..2 {
+        let status = given.status();
+        let c = &status["containerStatuses"][0];
+        assert_eq!(c["restartCount"], 2);
+        assert_eq!(c["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
+        assert_eq!(status["phase"], "Running", "it is run again");
+        given.previous = serde_json::from_value(status).unwrap();
+    }
+    // An agent that remembers no status knows the count from the logs.
+    given.previous = None;
+    assert_eq!(given.status()["containerStatuses"][0]["restartCount"], 2);
+}
+
+#[test]
+fn the_condition_about_all_containers_is_there_only_for_pods_that_may_restart_them() {
+    let kinds = |given: &Given| given.status()["conditions"].as_array().unwrap().len();
+    let mut spec = containers(&["c"]);
+    assert_eq!(kinds(&Given::new(spec.clone())), 5);
+    spec["containers"][0]["restartPolicyRules"] =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
+    let mut given = Given::new(spec);
+    assert_eq!(kinds(&given), 6);
+    assert_eq!(given.status()["conditions"][5]["status"], "False");
+    given.resetting = true;
+    assert_eq!(given.status()["conditions"][5]["reason"], "RestartAllContainersStarted");
 }
 
 #[test]

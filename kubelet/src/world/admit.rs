@@ -3,8 +3,8 @@
 
 use super::affinity::{self, NodeLabels};
 use super::books::Promised;
-use crate::api::{self, Container, Pod};
-use crate::pod::translate;
+use crate::api::{self, Pod};
+use crate::pod::translate::{self, resources::is_sidecar};
 use crate::quantity::Nano;
 
 /// What the node has to give.
@@ -139,9 +139,11 @@ pub struct HostPort {
     pub port: i32,
 }
 
-/// Every port of the node that `pod` takes.
+/// Every port of the node that `pod` takes while it runs: its sidecars' among them.
 pub fn host_ports_of(pod: &Pod) -> impl Iterator<Item = HostPort> {
-    let ports = api::spec(pod).containers.iter().flat_map(|c| c.ports.iter().flatten());
+    let spec = api::spec(pod);
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
     ports.filter_map(|p| {
         Some(HostPort {
             protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
@@ -210,26 +212,7 @@ fn supported(pod: &Pod) -> Result<(), Rejection> {
     if spec.host_users == Some(false) {
         return missing("spec.hostUsers".to_owned(), "user namespaces are");
     }
-    if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        return missing("spec.ephemeralContainers".to_owned(), "ephemeral containers are");
-    }
-    let inits = spec.init_containers.as_deref().unwrap_or_default();
-    let lists = [("initContainers", inits), ("containers", spec.containers.as_slice())];
-    for (list, containers) in lists {
-        for (i, c) in containers.iter().enumerate() {
-            if let Some((field, what)) = unsupported_in(c) {
-                return missing(format!("spec.{list}[{i}].{field}"), what);
-            }
-        }
-    }
     Ok(())
-}
-
-fn unsupported_in(c: &Container) -> Option<(&'static str, &'static str)> {
-    if c.restart_policy.is_some() || c.restart_policy_rules.is_some() {
-        return Some(("restartPolicy", "sidecars and container restart policies are"));
-    }
-    None
 }
 
 /// The value of a request, for the books.

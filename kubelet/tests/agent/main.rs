@@ -6,6 +6,7 @@
 //! | `scale` | many pods at once |
 //! | `faults` | a runtime that fails, hangs, forgets or restarts |
 //! | `images` | pulls and credentials |
+//! | `lifecycle` | sidecars, ephemeral containers, restart rules |
 //! | `logs` | rotation, and logs that go with their containers |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
@@ -22,6 +23,7 @@ mod deadlines;
 mod faults;
 mod hooks;
 mod images;
+mod lifecycle;
 mod logs;
 mod probes;
 mod restarts;

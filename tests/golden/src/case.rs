@@ -93,6 +93,8 @@ pub struct Row {
     pub at: f64,
     /// `DELETED`: the object is gone.
     pub deleted: bool,
+    /// `metadata.generation`
+    pub generation: i64,
     /// `metadata.deletionGracePeriodSeconds`, set while the object is being deleted.
     pub deletion_grace: Option<i64>,
     /// `status`
@@ -177,6 +179,7 @@ fn row(v: &Value) -> Row {
     Row {
         at: v["t_s"].as_f64().unwrap_or_default(),
         deleted: v["watch"] == "DELETED",
+        generation: v["generation"].as_i64().unwrap_or(1),
         deletion_grace: v["deletionTimestamp"].as_str().and(v["deletionGracePeriodSeconds"].as_i64()),
         status: v["status"].clone(),
     }

@@ -8,6 +8,7 @@
 
 use crate::case::{Case, PodRecord};
 use crate::deeds;
+use crate::ephemeral;
 use crate::node::{CgroupValues, Node};
 use crate::probes::Recorded;
 use crate::script::{Exec, Instance, Script};
@@ -178,6 +179,8 @@ struct Act {
 #[derive(Debug)]
 enum What {
     Create,
+    /// The object gained ephemeral containers.
+    AddEphemeral,
     Delete {
         grace: i64,
     },
@@ -195,6 +198,7 @@ fn acts(case: &Case) -> Vec<Act> {
 fn acts_of(pod: &PodRecord) -> Vec<Act> {
     let act = |at, what| Act { at, uid: pod.uid.clone(), what };
     let mut acts = vec![act(pod.rows.first().map_or(0.0, |r| r.at), What::Create)];
+    acts.extend(ephemeral::added_at(pod).map(|at| act(at, What::AddEphemeral)));
     let mut last = None;
     for row in pod.rows.iter().filter(|r| r.deletion_grace.is_some()) {
         if row.deletion_grace == last {
@@ -400,6 +404,7 @@ impl Director<'_> {
             let act = self.acts.remove(0);
             match act.what {
                 What::Create => self.create(&act.uid).await?,
+                What::AddEphemeral => self.add_ephemeral(&act.uid).await?,
                 What::Delete { grace } => self.delete(&act.uid, grace).await?,
                 What::Remove => {
                     // The watch's last event has the object as it was removed.
@@ -421,12 +426,31 @@ impl Director<'_> {
         self.put(uid, pod).await
     }
 
+    async fn add_ephemeral(&mut self, uid: &str) -> Result<()> {
+        let record =
+            self.case.pods.iter().find(|p| p.uid == uid).context("an act of a pod that is not there")?;
+        // Through the decoder again, for its defaults.
+        let mut manifest = record.manifest.clone();
+        manifest["spec"]["ephemeralContainers"] = ephemeral::containers(self.case, record).into();
+        let mut pod = decode_pod(self.node.here(&manifest.to_string()).as_bytes())?;
+        admitted(&mut pod, record, Timestamp::from_second(EPOCH)?);
+        pod.metadata.generation = self.next_generation(uid);
+        self.put(uid, pod).await
+    }
+
+    fn next_generation(&self, uid: &str) -> Option<i64> {
+        let before = self.pods.get(uid)?.object.as_ref()?.metadata.generation;
+        before.map(|g| g + 1)
+    }
+
     async fn delete(&mut self, uid: &str, grace: i64) -> Result<()> {
         let Some(mut pod) = self.pods.get(uid).and_then(|l| l.object.clone()) else { return Ok(()) };
         let at = Timestamp::from_second(EPOCH + grace)?;
+        if pod.metadata.deletion_timestamp.is_none() {
+            pod.metadata.generation = self.next_generation(uid);
+        }
         pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
         pod.metadata.deletion_grace_period_seconds = Some(grace);
-        pod.metadata.generation = Some(2);
         if let Some(live) = self.pods.get_mut(uid) {
             live.deleting = true;
         }

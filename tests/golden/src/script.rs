@@ -196,7 +196,7 @@ fn sightings(case: &Case, id: &str) -> Vec<Sighting> {
     }
     let full = format!("containerd://{id}");
     for row in case.pods.iter().flat_map(|p| &p.rows) {
-        let lists = ["containerStatuses", "initContainerStatuses"];
+        let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
         for status in lists.iter().filter_map(|l| row.status[l].as_array()).flatten() {
             let current = status["containerID"] == *full;
             let ended = [&status["state"], &status["lastState"]]

@@ -5,8 +5,7 @@ use crate::replay::Outcome;
 use serde_json::Value;
 
 /// Cases by name whose script needs something that the replay or the agent does not have.
-const BY_NAME: [(&str, &str); 11] = [
-    ("ephemeral-container", "ephemeral containers"),
+const BY_NAME: [(&str, &str); 10] = [
     ("evict-container-ephemeral", "eviction"),
     ("evict-emptydir", "eviction"),
     ("evict-emptydir-exit3", "eviction"),

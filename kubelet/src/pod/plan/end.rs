@@ -79,7 +79,7 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
     };
     let wake = (!steps.is_empty()).then(|| retry_at(input, POD)).flatten();
     let steps = if wake.is_some() { Vec::new() } else { steps };
-    Plan { phase, steps, waiting: BTreeMap::new(), wake, outcome }
+    Plan { phase, steps, waiting: BTreeMap::new(), wake, outcome, resetting: false }
 }
 
 /// Those of `instances` that live, each with its turn.

@@ -1,29 +1,110 @@
-//! What is restarted when it ends, and how a pod ends by itself. Pure.
+//! What follows when a container ends, and how a pod ends by itself. Pure.
+//!
+//! A container's own rules come first (KEP-5307, KEP-5532), then its own restart policy, then the pod's. An init container
+//! with `restartPolicy: Always` is a sidecar (KEP-753): it runs as long as the pod does and has no say in how the pod ends.
 
-use super::{Input, Outcome};
+use super::{Input, Outcome, usable};
 use crate::api::{self, Container, Pod};
-use crate::pleg::observed::{Instance, State};
+use crate::event::ContainerList;
+use crate::pleg::observed::{Instance, Observed, State};
+use crate::pod::translate::resources::is_sidecar;
+
+/// What the end of a container leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing: it has ended for good.
+    Stays,
+    /// It is run again.
+    Restarts,
+    /// Every container of the pod is run again, from the first init container on.
+    RestartsAll,
+}
+
+/// What follows when `c` of `list` ends with `code`.
+pub(super) fn next(pod: &Pod, list: ContainerList, c: &Container, code: i32) -> Next {
+    if list == ContainerList::Ephemeral {
+        return Next::Stays;
+    }
+    if let Some(next) = by_rule(c, code) {
+        return next;
+    }
+    let own = c.restart_policy.as_deref();
+    let restarts = match own.or(api::spec(pod).restart_policy.as_deref()) {
+        Some("Never") => false,
+        Some("OnFailure") => code != 0,
+        _ => true,
+    };
+    if restarts { Next::Restarts } else { Next::Stays }
+}
+
+/// What the first rule that applies says. Rules count only beside a policy of the container's own.
+fn by_rule(c: &Container, code: i32) -> Option<Next> {
+    c.restart_policy.as_ref()?;
+    let applies = |operator: &str, values: &[i32]| match operator {
+        "In" => values.contains(&code),
+        "NotIn" => !values.contains(&code),
+        _ => false,
+    };
+    let rules = c.restart_policy_rules.as_deref().unwrap_or_default();
+    let rule = rules.iter().find(|r| {
+        let codes = r.exit_codes.as_ref();
+        codes.is_some_and(|e| applies(&e.operator, e.values.as_deref().unwrap_or_default()))
+    })?;
+    match rule.action.as_str() {
+        "Restart" => Some(Next::Restarts),
+        "RestartAllContainers" => Some(Next::RestartsAll),
+        _ => None,
+    }
+}
+
+/// The containers whose ends count, with their lists.
+fn restartable(pod: &Pod) -> impl Iterator<Item = (ContainerList, &Container)> {
+    let spec = api::spec(pod);
+    let inits = spec.init_containers.iter().flatten().map(|c| (ContainerList::Init, c));
+    inits.chain(spec.containers.iter().map(|c| (ContainerList::Regular, c)))
+}
+
+/// Some rule of the pod may ask for all containers to be run again: its status has a condition about that.
+pub fn may_restart_all(pod: &Pod) -> bool {
+    restartable(pod)
+        .any(|(_, c)| c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers"))
+}
+
+/// The containers that asked, by their end in the current sandbox, for all containers to be run again.
+pub(super) fn sources<'a>(pod: &'a Pod, observed: &'a Observed) -> Vec<&'a Instance> {
+    let host_network = api::spec(pod).host_network.unwrap_or(false);
+    let Some(current) = observed.sandbox().filter(|s| usable(s, host_network)) else { return Vec::new() };
+    let asked = restartable(pod).filter_map(|(list, c)| {
+        let latest = observed.latest(&c.name)?;
+        let ended = latest.state == State::Exited && latest.sandbox_id == current.id;
+        (ended && next(pod, list, c, latest.exit_code) == Next::RestartsAll).then_some(latest)
+    });
+    asked.collect()
+}
 
 /// That instance has ended and will not be followed by another.
 pub fn ended_for_good(pod: &Pod, instance: &Instance) -> bool {
-    instance.state == State::Exited && !Policy::of(pod).restarts(instance)
+    if instance.state != State::Exited {
+        return false;
+    }
+    let Some((list, c)) = restartable(pod).find(|(_, c)| c.name == instance.name) else { return true };
+    let done = list == ContainerList::Init && !is_sidecar(c) && instance.exit_code == 0;
+    done || next(pod, list, c, instance.exit_code) == Next::Stays
 }
 
-/// The pod's own end: `None` while something runs or will run again.
+/// The pod's own end: `None` while something runs or will run again. Sidecars do not count.
 pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
-    let spec = api::spec(&input.desired.pod);
-    let policy = Policy::of(&input.desired.pod);
+    let pod = &input.desired.pod;
+    let spec = api::spec(pod);
     let ended = |c: &Container| -> Option<i32> {
         let latest = input.observed.latest(&c.name)?;
-        (latest.state == State::Exited && !policy.restarts(latest)).then_some(latest.exit_code)
+        ended_for_good(pod, latest).then_some(latest.exit_code)
     };
-    // Only Never lets an init container's failure end the pod.
-    if policy == Policy::Never {
-        let inits = spec.init_containers.as_deref().unwrap_or_default();
-        let regular_seen = spec.containers.iter().any(|c| input.observed.latest(&c.name).is_some());
-        if !regular_seen && inits.iter().any(|c| ended(c).is_some_and(|code| code != 0)) {
-            return Some(Outcome::Failed);
-        }
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let regular_seen = spec.containers.iter().any(|c| input.observed.latest(&c.name).is_some());
+    let failed_init = |c: &Container| !is_sidecar(c) && ended(c).is_some_and(|code| code != 0);
+    if !regular_seen && inits.iter().any(failed_init) {
+        return Some(Outcome::Failed);
     }
     let mut failed = false;
     for c in &spec.containers {
@@ -33,29 +114,4 @@ pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
         return None;
     }
     Some(if failed { Outcome::Failed } else { Outcome::Succeeded })
-}
-
-/// `spec.restartPolicy`
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Policy {
-    Always,
-    OnFailure,
-    Never,
-}
-
-impl Policy {
-    pub(super) fn of(pod: &Pod) -> Self {
-        match api::spec(pod).restart_policy.as_deref() {
-            Some("Never") => Self::Never,
-            Some("OnFailure") => Self::OnFailure,
-            _ => Self::Always,
-        }
-    }
-    pub(super) fn restarts(self, ended: &Instance) -> bool {
-        match self {
-            Self::Always => true,
-            Self::OnFailure => ended.exit_code != 0,
-            Self::Never => false,
-        }
-    }
 }

@@ -1,11 +1,16 @@
-//! Tables and properties of the plan.
+//! Tables of the plan; properties are in [`sim`], what concerns sidecars, rules and ephemeral containers in modules of
+//! their own.
+
+mod ephemeral;
+mod rules;
+mod sidecars;
+mod sim;
 
 use super::*;
 use crate::api::{self, Container, Origin, Pod};
 use crate::pleg::observed::{Instance, State};
 use crate::pod::desired::StopReason;
 use crate::pod::translate;
-use proptest::prelude::*;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -87,13 +92,18 @@ fn short(plan: &Plan, pod: &Pod) -> Vec<String> {
     let spec = api::spec(pod);
     let name = |list: &ContainerList, i: &usize| match list {
         ContainerList::Init => spec.init_containers.as_ref().unwrap()[*i].name.clone(),
+        ContainerList::Ephemeral => spec.ephemeral_containers.as_ref().unwrap()[*i].name.clone(),
         _ => spec.containers[*i].name.clone(),
     };
     plan.steps
         .iter()
         .map(|s| match s {
             Step::Kill { targets, grace } => {
-                let ids: Vec<&str> = targets.iter().map(|t| t.id.as_str()).collect();
+                let id = |t: &Kill| match t.turn {
+                    0 => t.id.clone(),
+                    turn => format!("{}@{turn}", t.id),
+                };
+                let ids: Vec<String> = targets.iter().map(id).collect();
                 format!("kill {} {}s", ids.join(","), grace.as_secs())
             }
             Step::StopSandbox { id } => format!("stop {id}"),
@@ -102,6 +112,7 @@ fn short(plan: &Plan, pod: &Pod) -> Vec<String> {
                 format!("start {} {restart_count}", name(list, index))
             }
             Step::Resume { id, .. } => format!("resume {id}"),
+            Step::Reset { source, .. } => format!("reset {source}"),
             Step::RemoveContainer { id, .. } => format!("remove {id}"),
             Step::RemoveSandbox { id } => format!("remove {id}"),
             Step::ReleaseCgroup => "cgroup".into(),
@@ -309,223 +320,6 @@ fn a_sandbox_that_died_by_itself_still_has_its_network_released() {
         &["stop s0"],
     );
 }
-
-// ---- properties: a simulated runtime that does what the plan says, and lets containers end at random ----
-
-#[derive(Clone, Debug)]
-enum Happening {
-    /// The nth running container ends with this code.
-    End(usize, i32),
-    /// The sandbox dies.
-    SandboxDies,
-    /// Time passes.
-    Later(u32),
-    /// The pod must go.
-    Stop,
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        4 => (0usize..4, 0i32..2).prop_map(|(n, code)| Happening::End(n, code)),
-        1 => Just(Happening::SandboxDies),
-        3 => (1u32..700).prop_map(Happening::Later),
-        1 => Just(Happening::Stop),
-    ]
-}
-
-struct Sim {
-    desired: Desired,
-    seen: Observed,
-    memory: Memory,
-    readiness: Readiness,
-    cgroup: bool,
-    now: i64,
-    births: i64,
-    started: Vec<(String, u32)>,
-}
-
-impl Sim {
-    fn new(pod: Pod) -> Self {
-        Self {
-            desired: desired(pod),
-            seen: Observed::default(),
-            memory: Memory::default(),
-            readiness: Readiness::default(),
-            cgroup: true,
-            now: NOW,
-            births: 0,
-            started: Vec::new(),
-        }
-    }
-
-    fn plan(&self) -> Plan {
-        plan(&Input {
-            desired: &self.desired,
-            observed: &self.seen,
-            memory: &self.memory,
-            readiness: &self.readiness,
-            cgroup: self.cgroup,
-            now: self.now,
-            backoff_cap: backoff::DEFAULT_CAP,
-        })
-    }
-
-    /// Plans and acts until nothing is left to do now.
-    fn settle(&mut self) -> Plan {
-        for _ in 0..20 {
-            let plan = self.plan();
-            if plan.steps.is_empty() || plan.phase == Phase::Gone {
-                return plan;
-            }
-            for step in plan.steps {
-                self.act(step);
-            }
-        }
-        panic!("no fixed point: {:?}", self.plan());
-    }
-
-    fn act(&mut self, step: Step) {
-        self.births += 1;
-        let born = NOW + self.births;
-        match step {
-            Step::Kill { targets, .. } => {
-                for i in self.seen.containers.iter_mut().filter(|i| targets.iter().any(|t| t.id == i.id)) {
-                    (i.state, i.exit_code, i.finished_at) = (Exited, 137, self.now);
-                }
-            }
-            Step::StopSandbox { id } => {
-                self.memory.stopped.insert(id.clone());
-                for s in self.seen.sandboxes.iter_mut().filter(|s| s.id == id) {
-                    s.ready = false;
-                }
-                let live = self.seen.containers.iter().any(|c| c.sandbox_id == id && c.is_live());
-                assert!(!live, "a sandbox is stopped under a running container");
-            }
-            Step::CreateSandbox { attempt } => {
-                assert!(self.desired.stop.is_none(), "a sandbox for a pod that must end");
-                assert!(self.seen.sandboxes.iter().all(|s| !s.ready), "two sandboxes at once");
-                let new = Sandbox { created_at: born, ..sandbox(&format!("s{attempt}"), attempt, true) };
-                self.seen.sandboxes.insert(0, new);
-            }
-            Step::Start { list, index, restart_count, backoff } => {
-                self.start(list, index, restart_count, backoff, born)
-            }
-            Step::Resume { .. } => panic!("nothing was left created"),
-            Step::RemoveContainer { id, .. } => {
-                assert!(
-                    self.seen.containers.iter().all(|c| c.id != id || !c.is_live()),
-                    "a live container is removed"
-                );
-                self.seen.containers.retain(|c| c.id != id);
-            }
-            Step::RemoveSandbox { id } => {
-                self.seen.sandboxes.retain(|s| s.id != id);
-                self.seen.containers.retain(|c| c.sandbox_id != id);
-            }
-            Step::ReleaseCgroup => {
-                assert!(!self.seen.is_live(), "the cgroup goes before the processes");
-                self.cgroup = false;
-            }
-            Step::CleanUp => assert!(self.seen.is_empty()),
-        }
-    }
-
-    fn start(
-        &mut self,
-        list: ContainerList,
-        index: usize,
-        restart_count: u32,
-        backoff: Option<backoff::Entry>,
-        born: i64,
-    ) {
-        assert!(self.desired.stop.is_none(), "a container starts after termination began");
-        let spec = api::spec(&self.desired.pod).clone();
-        let inits = spec.init_containers.unwrap_or_default();
-        let c = if list == ContainerList::Init { &inits[index] } else { &spec.containers[index] };
-        let current = self.seen.sandboxes[0].id.clone();
-        let before = if list == ContainerList::Init { &inits[..index] } else { &inits[..] };
-        let initialized = spec
-            .containers
-            .iter()
-            .any(|c| self.seen.latest(&c.name).is_some_and(|i| i.sandbox_id == current));
-        for b in before {
-            let done = self
-                .seen
-                .latest(&b.name)
-                .is_some_and(|i| i.sandbox_id == current && i.state == Exited && i.exit_code == 0);
-            assert!(done || initialized, "{} starts before {} is done", c.name, b.name);
-        }
-        if let Some(last) = self.seen.latest(&c.name) {
-            assert!(!last.is_live(), "{} runs twice", c.name);
-            assert!(restart_count > last.restart_count, "restart counts grow");
-            let policy = spec.restart_policy.as_deref();
-            let same = last.sandbox_id == current;
-            assert!(!(same && policy == Some("Never")), "{} must not restart", c.name);
-            assert!(!(same && policy == Some("OnFailure") && last.exit_code == 0), "{} succeeded", c.name);
-        }
-        if let Some(entry) = backoff {
-            self.memory.backoff.insert(c.name.clone(), entry);
-        }
-        self.started.push((c.name.clone(), restart_count));
-        let new = Instance { created_at: born, ..instance(&c.name, restart_count, &current, Running, 0) };
-        self.seen.containers.insert(0, new);
-    }
-
-    fn happen(&mut self, h: &Happening) {
-        match *h {
-            Happening::End(n, code) => {
-                let now = self.now;
-                let mut running: Vec<&mut Instance> =
-                    self.seen.containers.iter_mut().filter(|c| c.state == Running).collect();
-                let count = running.len().max(1);
-                if let Some(i) = running.get_mut(n % count) {
-                    (i.state, i.exit_code, i.finished_at) = (Exited, code, now);
-                }
-            }
-            Happening::SandboxDies => {
-                let now = self.now;
-                for s in &mut self.seen.sandboxes {
-                    (s.ready, s.ips) = (false, Vec::new());
-                }
-                for i in self.seen.containers.iter_mut().filter(|c| c.state == Running) {
-                    (i.state, i.exit_code, i.finished_at) = (Exited, 137, now);
-                }
-            }
-            Happening::Later(s) => self.now += i64::from(s) * S,
-            Happening::Stop => self.desired.stop = stopping(pod("Always", &[], &[]), false).stop,
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn whatever_happens_order_and_termination_hold(
-        policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
-        inits in 0usize..3,
-        regular in 1usize..3,
-        story in proptest::collection::vec(happening(), 0..24),
-    ) {
-        let names = ["i", "j", "k"];
-        let mut sim = Sim::new(pod(policy, &names[..inits], &["a", "b", "c"][..regular]));
-        let mut phase = Phase::Starting;
-        for h in &story {
-            let plan = sim.settle();
-            if plan.phase >= Phase::Terminated || phase >= Phase::Terminated {
-                prop_assert!(plan.phase >= phase.min(Phase::Terminated), "phases only move on");
-            }
-            phase = phase.max(plan.phase);
-            sim.happen(h);
-        }
-        // Told to go, every pod reaches its end, and nothing is left.
-        sim.desired.stop = stopping(pod("Always", &[], &[]), true).stop;
-        let plan = sim.settle();
-        prop_assert_eq!(plan.phase, Phase::Gone);
-        prop_assert!(sim.seen.is_empty() && !sim.cgroup);
-    }
-}
-
 /// What probes say of the instance `id` of `c`.
 fn failed_probe(id: &str, grace: Option<u64>) -> Readiness {
     let failed = crate::probe::ProbeFailure {

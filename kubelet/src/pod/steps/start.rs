@@ -154,6 +154,7 @@ impl Steps {
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let Some(c) = self.container(pod, list, index) else { return Ok(()) };
+        let c = &*c;
         tokio::pin!(stop);
         tokio::select! {
             ready = self.ready_to_start(pod, seen) => ready?,
@@ -169,7 +170,9 @@ impl Steps {
             images = self.images(pod, c, &path, made) => images?,
         };
         let mounted = &mounted.clone().with_images(volumes.specs());
-        let config = self.container_config(pod, list, c, restart_count, &image, made, mounted).await;
+        let target = self.target(pod, seen, list, index, &made.id);
+        let target = target.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
+        let config = self.container_config(pod, list, c, restart_count, &image, made, mounted, target).await;
         let config = config.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
         let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
         if let Some((dir, _)) = log_path.rsplit_once('/') {
@@ -192,6 +195,7 @@ impl Steps {
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let Some(c) = self.container(pod, list, index) else { return Ok(()) };
+        let c = &*c;
         let status = self.rooms.runtime.container_status(id, false).await;
         let log_path = status.ok().and_then(|s| s.status).map(|s| s.log_path).unwrap_or_default();
         self.run(pod, list, c, id, &log_path, stop).await
@@ -213,7 +217,11 @@ impl Steps {
             return Err(failure);
         }
         self.event(Kind::Normal, Some(path.to_owned()), "Started", "Container started".to_owned());
-        let kind = if list == ContainerList::Init { "init_container" } else { "container" };
+        let kind = match list {
+            ContainerList::Init => "init_container",
+            ContainerList::Regular => "container",
+            ContainerList::Ephemeral => "ephemeral_container",
+        };
         self.rooms.metrics.started_containers.with([kind]).inc();
         let link = log::link_path(&self.rooms.log_links_dir, &self.pod, &c.name, id);
         if let Err(error) = log::create_link(&link, Path::new(log_path)) {
@@ -271,6 +279,26 @@ impl Steps {
         Ok(())
     }
 
+    /// The instance whose processes an ephemeral container joins; `None` for one that has processes of its own.
+    fn target<'a>(
+        &self,
+        pod: &Pod,
+        seen: &'a Observed,
+        list: ContainerList,
+        index: usize,
+        sandbox_id: &str,
+    ) -> Result<Option<&'a str>, String> {
+        if list != ContainerList::Ephemeral {
+            return Ok(None);
+        }
+        let e = api::spec(pod).ephemeral_containers.as_ref().and_then(|all| all.get(index));
+        let Some(name) = e.and_then(|e| e.target_container_name.as_ref()).filter(|n| !n.is_empty()) else {
+            return Ok(None);
+        };
+        let target = seen.containers.iter().find(|i| i.name == *name && i.sandbox_id == sandbox_id);
+        target.map(|i| Some(i.id.as_str())).ok_or_else(|| format!("unable to find target container {name}"))
+    }
+
     #[expect(clippy::too_many_arguments, reason = "each is a different source of the configuration")]
     async fn container_config(
         &self,
@@ -281,6 +309,7 @@ impl Steps {
         image: &crate::image::ImageRef,
         made: &Made,
         mounted: &Mounted,
+        target_id: Option<&str>,
     ) -> Result<v1::ContainerConfig, String> {
         let rooms = &self.rooms;
         let hosts = self.hosts_file(pod, &made.ips)?;
@@ -299,7 +328,7 @@ impl Steps {
             etc_hosts_host_path: hosts.as_deref(),
             service_env: &[],
             env_sources: &EnvFiles(mounted),
-            target_id: None,
+            target_id,
             facts: &rooms.facts,
         };
         let env = translate::environment(&input).map_err(|e| e.to_string())?;

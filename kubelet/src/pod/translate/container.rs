@@ -10,7 +10,6 @@ use crate::api::{Container, Pod, PodRef};
 use crate::event::ContainerList;
 use crate::image::ImageUser;
 use cri::v1::{ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig, Mount, Signal};
-use k8s_openapi::api::core::v1::EphemeralContainer;
 use std::net::IpAddr;
 
 /// Where the managed hosts file is mounted.
@@ -92,7 +91,7 @@ pub struct ContainerInput<'a> {
     pub pod: &'a Pod,
     /// The list of the spec the container stands in.
     pub list: ContainerList,
-    /// The container; ephemeral ones through [`as_container`].
+    /// The container; ephemeral ones through [`as_container`](crate::api::as_container).
     pub container: &'a Container,
     /// How often it was restarted: CRI's attempt, and the log file's name.
     pub restart_count: u32,
@@ -169,38 +168,6 @@ pub fn container_config(input: &ContainerInput<'_>) -> Result<ContainerConfig, C
         stop_signal: stop_signal(container, facts)?.into(),
         ..ContainerConfig::default()
     })
-}
-
-/// An ephemeral container as the container it also is.
-pub fn as_container(e: &EphemeralContainer) -> Container {
-    let e = e.clone();
-    Container {
-        args: e.args,
-        command: e.command,
-        env: e.env,
-        env_from: e.env_from,
-        image: e.image,
-        image_pull_policy: e.image_pull_policy,
-        lifecycle: e.lifecycle,
-        liveness_probe: e.liveness_probe,
-        name: e.name,
-        ports: e.ports,
-        readiness_probe: e.readiness_probe,
-        resize_policy: e.resize_policy,
-        resources: e.resources,
-        restart_policy: e.restart_policy,
-        restart_policy_rules: e.restart_policy_rules,
-        security_context: e.security_context,
-        startup_probe: e.startup_probe,
-        stdin: e.stdin,
-        stdin_once: e.stdin_once,
-        termination_message_path: e.termination_message_path,
-        termination_message_policy: e.termination_message_policy,
-        tty: e.tty,
-        volume_devices: e.volume_devices,
-        volume_mounts: e.volume_mounts,
-        working_dir: e.working_dir,
-    }
 }
 
 /// Volumes, then the hosts file unless a volume is mounted there, then the termination message.

@@ -37,8 +37,9 @@ pub mod security;
 #[cfg(test)]
 mod testing;
 
+pub use crate::api::as_container;
 pub use crate::image::ImageUser;
-pub use container::{ContainerConfigError, ContainerInput, as_container, container_config};
+pub use container::{ContainerConfigError, ContainerInput, container_config};
 pub use dns::{PodDns, ResolvConf, pod_dns};
 pub use env::{EnvSources, EnvVar, NoSources, SourceError, environment};
 pub use hash::container_hash;

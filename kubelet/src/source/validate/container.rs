@@ -2,7 +2,8 @@
 
 use super::super::field::{Errors, Path};
 use super::{env, names, probe, resources, security, volume};
-use crate::api::{Container, PodSpec};
+use crate::api::{Container, EphemeralContainer, PodSpec, as_container};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use std::collections::HashSet;
 
 /// The three lists of containers of `spec`.
@@ -34,10 +35,50 @@ pub fn all(spec: &PodSpec, at: &Path<'_>, errors: &mut Errors) {
         }
     }
     let ephemeral = at.child("ephemeralContainers");
+    let own: HashSet<&str> = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .map(|c| c.name.as_str())
+        .collect();
     for (i, c) in spec.ephemeral_containers.iter().flatten().enumerate() {
         let item = ephemeral.index(i);
         name(&c.name, &item, &mut seen, errors);
-        image(c.image.as_deref(), &item, errors);
+        container(&as_container(c), spec, &volumes, &item, errors);
+        ephemeral_only(c, &item, errors);
+        if let Some(target) = c.target_container_name.as_deref().filter(|t| !t.is_empty() && !own.contains(t))
+        {
+            errors.not_found(&item.child("targetContainerName"), target);
+        }
+    }
+}
+
+/// What an ephemeral container may not have: nothing waits for it, nothing is reserved for it, and it is never restarted.
+fn ephemeral_only(c: &EphemeralContainer, at: &Path<'_>, errors: &mut Errors) {
+    let some_resources = c.resources.as_ref().is_some_and(|r| *r != ResourceRequirements::default());
+    for (field, set) in [
+        ("ports", c.ports.as_ref().is_some_and(|l| !l.is_empty())),
+        ("livenessProbe", c.liveness_probe.is_some()),
+        ("readinessProbe", c.readiness_probe.is_some()),
+        ("startupProbe", c.startup_probe.is_some()),
+        ("lifecycle", c.lifecycle.is_some()),
+        ("resources", some_resources),
+        ("resizePolicy", c.resize_policy.as_ref().is_some_and(|l| !l.is_empty())),
+        ("restartPolicy", c.restart_policy.is_some()),
+        ("restartPolicyRules", c.restart_policy_rules.as_ref().is_some_and(|l| !l.is_empty())),
+    ] {
+        if set {
+            errors.forbidden(&at.child(field), "cannot be set for an Ephemeral Container");
+        }
+    }
+    let mounts = at.child("volumeMounts");
+    for (i, mount) in c.volume_mounts.iter().flatten().enumerate() {
+        let item = mounts.index(i);
+        for (field, path) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
+            if path.as_ref().is_some_and(|p| !p.is_empty()) {
+                errors.forbidden(&item.child(field), "cannot be set for an Ephemeral Container");
+            }
+        }
     }
 }
 
