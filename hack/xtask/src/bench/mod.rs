@@ -12,12 +12,14 @@
 //! | [`floor`] | the bare client |
 //! | [`stamps`] | what the containers tell |
 //! | [`measure`] | the order of work |
+//! | [`probes`] | what probing costs, in a run of its own (`--probes`) |
 //! | [`report`] | figures, the table, JSON |
 
 mod agent;
 mod floor;
 mod measure;
 mod pod;
+mod probes;
 mod report;
 mod setting;
 mod stamps;
@@ -56,6 +58,9 @@ pub struct Arguments {
     /// Seconds over which processor time of an idle agent is taken
     #[arg(long, default_value_t = 20)]
     idle: u64,
+    /// Measure an agent that probes its pods every ten seconds, and nothing else
+    #[arg(long)]
+    probes: bool,
     /// Few of everything: does the benchmark itself work?
     #[arg(long)]
     quick: bool,
@@ -113,8 +118,15 @@ pub async fn bench(arguments: Arguments) -> Result<()> {
     let binary =
         tokio::task::spawn_blocking(|| build::binary("kubelet", "kubelet", Profile::Release)).await??;
     let mut setting = setting::Setting::make(&arguments, binary).await?;
+    let work = async {
+        if !arguments.probes {
+            return measure::measure(&mut setting, amounts).await;
+        }
+        let probing = probes::measure(&mut setting, amounts, arguments.quick).await?;
+        Ok(report::Measured { probing: Some(probing), ..Default::default() })
+    };
     let measured = tokio::select! {
-        measured = measure::measure(&mut setting, amounts) => measured,
+        measured = work => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("ended by Ctrl-C")),
     };
     if let Some(keep) = &arguments.log {

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::Amounts;
+use super::probes::Probing;
 
 /// The same thing done by the bare client and by the agent, each time in milliseconds.
 #[derive(Debug, Default, Clone, Serialize)]
@@ -42,6 +43,9 @@ pub(super) struct Measured {
     pub healthy_empty: Vec<f64>,
     /// Exec to healthy with all pods running.
     pub healthy_full: Vec<f64>,
+    /// Only in a run for probes, which has nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probing: Option<Probing>,
 }
 
 /// One line of the table.
@@ -107,6 +111,19 @@ impl Report {
 
 /// Targets are the project's own.
 fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
+    if let Some(p) = &m.probing {
+        let what = format!("{} pods probed by exec, httpGet and tcpSocket every 10 s", p.pods);
+        return vec![
+            Row::agent(format!("{what}: processor"), "%", p.cpu_percent, Some(2.0)),
+            Row::agent(
+                format!("late, 99th percentile of {} probes, at most", p.probes),
+                "ms",
+                p.late_p99_ms,
+                Some(50.0),
+            ),
+            Row::agent("memory (PSS)".to_owned(), "MiB", p.pss_mib, None),
+        ];
+    }
     let ratio = Some(1.10);
     let mut rows = vec![
         Row::pair("one pod starts, median", &m.single, median, ratio),
@@ -171,6 +188,10 @@ impl fmt::Display for Report {
         lines.extend(self.rows.iter().map(Row::cells));
         let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; 6] = std::array::from_fn(width);
+        if self.measured.probing.is_some() {
+            writeln!(f, "{}\n", self.runtime)?;
+            return lines_of(f, &lines, widths);
+        }
         let calls =
             |call: usize| median(&self.measured.floor_calls.iter().map(|c| c[call]).collect::<Vec<_>>());
         writeln!(
@@ -181,16 +202,20 @@ impl fmt::Display for Report {
             calls(1),
             calls(2)
         )?;
-        for (number, line) in lines.iter().enumerate() {
-            let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-            writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
-            if number == 0 {
-                let rules = widths.map(|width| "-".repeat(width));
-                writeln!(f, "| {} |", rules.join(" | "))?;
-            }
-        }
-        Ok(())
+        lines_of(f, &lines, widths)
     }
+}
+
+fn lines_of(f: &mut fmt::Formatter<'_>, lines: &[[String; 6]], widths: [usize; 6]) -> fmt::Result {
+    for (number, line) in lines.iter().enumerate() {
+        let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
+        if number == 0 {
+            let rules = widths.map(|width| "-".repeat(width));
+            writeln!(f, "| {} |", rules.join(" | "))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub(super) struct Setting {
     base: PathBuf,
     cgroup: String,
     launch: Launch,
+    read_only_port: u16,
     /// What the containers tell.
     pub stamps: Stamps,
     /// The bench's own client of the runtime.
@@ -44,6 +45,9 @@ impl Setting {
     pub(super) async fn make(arguments: &Arguments, binary: PathBuf) -> Result<Self> {
         let mut options = Options::new(arguments.flavour, arguments.oci);
         options.images = vec![Image::Pause, Image::Stamp];
+        if arguments.probes {
+            options.images.push(Image::Demo);
+        }
         if std::env::var_os("CRI_SOCKET").is_none() {
             let plugins = tokio::task::spawn_blocking(|| plugins::ours(Profile::Release)).await??;
             options.network = Network::Bridge { plugins };
@@ -67,9 +71,13 @@ impl Setting {
         if let Some(oci) = default_runtime {
             runtime_name.push_str(&format!(" with {oci}"));
         }
-        let [healthz_port, port] = free_ports()?;
+        let [healthz_port, port, read_only_port] = free_ports()?;
         let config = base.join("kubelet.yaml");
-        fs::write(&config, kubelet_config(&base, &cgroup, &under.socket(), healthz_port, port))?;
+        let mut told = kubelet_config(&base, &cgroup, &under.socket(), healthz_port, port);
+        if arguments.probes {
+            told["readOnlyPort"] = read_only_port.into();
+        }
+        fs::write(&config, format!("{told:#}\n"))?;
         let arguments = vec![
             format!("--config={}", config.display()),
             format!("--root-dir={}", base.join("root").display()),
@@ -79,7 +87,18 @@ impl Setting {
         ];
         let settings = settings(&arguments)?;
         let launch = Launch { binary, arguments, healthz_port, log: base.join("kubelet.log") };
-        Ok(Self { under, runtime_name, base, cgroup, launch, stamps, cri, settings, agent: None })
+        Ok(Self {
+            under,
+            runtime_name,
+            base,
+            cgroup,
+            launch,
+            read_only_port,
+            stamps,
+            cri,
+            settings,
+            agent: None,
+        })
     }
 
     /// Name and version of the runtime.
@@ -117,9 +136,18 @@ impl Setting {
 
     /// Writes the manifest of a pod where the agent does not see it.
     pub(super) fn stage(&self, name: &str) -> Result<()> {
+        self.stage_as(name, &pod::manifest(name, &self.stamps_dir()))
+    }
+
+    /// The same for another manifest.
+    pub(super) fn stage_as(&self, name: &str, manifest: &[u8]) -> Result<()> {
         let path = self.base.join("staging").join(file(name));
-        fs::write(&path, pod::manifest(name, &self.stamps_dir()))
-            .with_context(|| format!("write {}", path.display()))
+        fs::write(&path, manifest).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Where the agent tells without asking who wants to know; served in the run for probes only.
+    pub(super) fn read_only_port(&self) -> u16 {
+        self.read_only_port
     }
 
     /// Renames a staged manifest into the agent's directory.
@@ -181,14 +209,22 @@ fn ours() -> PodSandboxFilter {
     PodSandboxFilter { label_selector: [label].into_iter().collect(), ..Default::default() }
 }
 
-/// Two ports of the loopback device that nobody uses.
-fn free_ports() -> Result<[u16; 2]> {
-    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
+/// Ports of the loopback device that nobody uses.
+fn free_ports() -> Result<[u16; 3]> {
+    let bind = || TcpListener::bind("127.0.0.1:0");
+    let listeners = [bind()?, bind()?, bind()?];
+    let [a, b, c] = listeners.each_ref().map(TcpListener::local_addr);
+    Ok([a?.port(), b?.port(), c?.port()])
 }
 
-fn kubelet_config(base: &Path, cgroup: &str, socket: &Path, healthz_port: u16, port: u16) -> String {
-    let config = serde_json::json!({
+fn kubelet_config(
+    base: &Path,
+    cgroup: &str,
+    socket: &Path,
+    healthz_port: u16,
+    port: u16,
+) -> serde_json::Value {
+    serde_json::json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "staticPodPath": base.join("manifests"),
@@ -204,8 +240,7 @@ fn kubelet_config(base: &Path, cgroup: &str, socket: &Path, healthz_port: u16, p
         "authentication": { "anonymous": { "enabled": false }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "maxPods": 200,
-    });
-    format!("{config:#}\n")
+    })
 }
 
 /// What the agent makes of its arguments.
