@@ -28,6 +28,7 @@ use crate::pod::translate::NodeFacts;
 use crate::probe::{Live, Prober, Probes};
 use crate::source::{self, SourceEvent};
 use crate::status::{NodeIdentity, Statuses};
+use crate::trace::Tracer;
 use crate::volume::{VolumeConfig, Volumes};
 use crate::world::{self, Directory, World, admit};
 use cri::Capabilities;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub images: ImageConfig,
     /// How containers are probed; `None`: over the runtime and the network.
     pub prober: Option<Arc<dyn Prober>>,
+    /// Where the spans of starts go.
+    pub tracer: Tracer,
     /// When containers' logs are rotated.
     pub log_rotation: RotationConfig,
     /// How often pleg looks when nothing tells it to.
@@ -200,6 +203,7 @@ impl Agent {
             statuses: statuses.clone(),
             recorder: recorder.clone(),
             metrics: metrics.clone(),
+            tracer: settings.tracer,
             host_hosts_file: settings.host_hosts_file,
             recursive_read_only: handler.recursive_read_only_mounts,
             clock: settings.clock,

@@ -31,6 +31,7 @@ pub mod settings;
 pub mod source;
 pub mod status;
 pub mod sys;
+pub mod trace;
 pub mod view;
 pub mod volume;
 pub mod world;

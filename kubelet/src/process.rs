@@ -7,6 +7,7 @@ use crate::config::Loaded;
 use crate::metrics::Metrics;
 use crate::server::{CertSource, SecureConfig, Server, ServerConfig};
 use crate::status::Change;
+use crate::trace::{self, Tracer};
 use crate::view::View;
 use anyhow::{Context, bail};
 use std::net::{IpAddr, SocketAddr};
@@ -64,8 +65,10 @@ const FILE_TABLE: i32 = 1024;
 pub async fn run(loaded: &Loaded) -> anyhow::Result<()> {
     check_machine(loaded)?;
     limits(loaded);
-    let settings = Settings::from_loaded(loaded)?;
+    let mut settings = Settings::from_loaded(loaded)?;
     let metrics = Metrics::new(Path::new("/proc"));
+    let (tracer, traces) = tracer(loaded, &settings.facts.node_name, &metrics).unzip();
+    settings.tracer = tracer.unwrap_or_default();
     metrics.set_node_name(&settings.facts.node_name);
     let client = client(loaded, &metrics)?;
     let view = Arc::new(View::new(loaded, &settings, client.clone()));
@@ -90,6 +93,9 @@ pub async fn run(loaded: &Loaded) -> anyhow::Result<()> {
     trim.abort();
     tracing::info!("ending; pods go on running");
     server.stop(SERVER_GRACE).await;
+    if let Some(traces) = traces {
+        traces.within(TRACE_GRACE).await;
+    }
     Ok(())
 }
 
@@ -107,6 +113,18 @@ async fn trim_when_quiet(mut changes: broadcast::Receiver<Change>) {
 
 /// How long nothing happens before the agent takes it for quiet.
 const QUIET: Duration = Duration::from_secs(5);
+
+/// How long spans that are queued may take when the agent ends.
+const TRACE_GRACE: Duration = Duration::from_secs(1);
+
+/// Starts exporting, where `tracing` asks for spans at all.
+fn tracer(loaded: &Loaded, node: &str, metrics: &Metrics) -> Option<(Tracer, trace::Flush)> {
+    let tracing = loaded.config.tracing.as_ref()?;
+    let per_million =
+        u32::try_from(tracing.sampling_rate_per_million.unwrap_or(0)).ok().filter(|n| *n > 0)?;
+    let target = trace::Target::parse(tracing.endpoint.as_deref().unwrap_or_default());
+    Some(Tracer::start(trace::ExportConfig { target, per_million, node: node.to_owned() }, metrics))
+}
 
 /// How long open requests may go on when the agent ends.
 const SERVER_GRACE: Duration = Duration::from_millis(200);
@@ -161,7 +179,8 @@ fn client(loaded: &Loaded, metrics: &Metrics) -> anyhow::Result<cri::Client> {
     let mut builder = cri::Client::builder(connector)
         .deadlines(cri::Deadlines { base: config.runtime_request_timeout.to_std(), ..Default::default() })
         .observe(move |call| {
-            metrics.runtime_operation(operation(call.call), call.took, call.error.is_some())
+            metrics.runtime_operation(operation(call.call), call.took, call.error.is_some());
+            trace::observe(call);
         });
     if !config.image_service_endpoint.is_empty() {
         builder = builder

@@ -14,6 +14,7 @@ use crate::pleg;
 use crate::pod::backoff;
 use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
 use crate::quantity;
+use crate::trace::Tracer;
 use crate::world::admit;
 use crate::world::affinity::NodeLabels;
 use std::collections::{BTreeMap, HashSet};
@@ -128,6 +129,8 @@ impl Settings {
             clock: Clock::System,
             images: images(loaded, &root_dir)?,
             prober: None,
+            // `process` starts one where it is asked for.
+            tracer: Tracer::default(),
             log_rotation: log_rotation(config),
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())

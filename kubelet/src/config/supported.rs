@@ -170,7 +170,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("memoryReservationPolicy", NotYet(MEMORY_QOS)),
     ("registerWithTaints", Noted(API)),
     ("registerNode", Noted(API)),
-    ("tracing", NotYet("traces are not exported yet")),
+    ("tracing", Supported),
     ("localStorageCapacityIsolation", NotYet("accounting for ephemeral storage cannot be switched off yet")),
     ("containerRuntimeEndpoint", Supported),
     ("imageServiceEndpoint", Supported),

@@ -5,6 +5,7 @@
 
 use super::credential::Credential;
 use super::runtime::ImageRuntime;
+use crate::trace;
 use cri::v1::{ImageSpec, PodSandboxConfig};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -88,7 +89,10 @@ impl Pulls {
             match table.get(&key) {
                 Some(ongoing) => ongoing.clone(),
                 None => {
-                    let task = tokio::spawn(self.clone().run(key.clone(), image, sandbox));
+                    let task = tokio::spawn(trace::within(
+                        trace::carry(),
+                        self.clone().run(key.clone(), image, sandbox),
+                    ));
                     let done = task.map(|r| r.unwrap_or_else(|e| Err(format!("the pull was lost: {e}"))));
                     let ongoing = done.boxed().shared();
                     table.insert(key, ongoing.clone());

@@ -274,6 +274,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 #[cfg(test)]
+#[path = "reading_tests.rs"]
+mod reading_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;

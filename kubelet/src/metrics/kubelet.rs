@@ -16,6 +16,9 @@ pub mod buckets {
         0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0,
         360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
     ];
+    /// Phases of a pod's start: `stevedore_pod_start_phase_duration_seconds`.
+    pub const PHASE: &[f64] =
+        &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
     /// Calls to the runtime: 5 ms, then 14 steps of 2.5 times the one before.
     pub const RUNTIME_OPERATION: &[f64] = &[
         0.005,
@@ -176,7 +179,7 @@ macro_rules! families {
     };
 }
 
-use buckets::{CONTAINERS, DEFAULT, IMAGE_PULL, POD_START, RUNTIME_OPERATION, STATUS_SYNC};
+use buckets::{CONTAINERS, DEFAULT, IMAGE_PULL, PHASE, POD_START, RUNTIME_OPERATION, STATUS_SYNC};
 
 families! {
     // world
@@ -200,6 +203,12 @@ families! {
     started_containers_errors: Family<Counter, 2> = counters("kubelet_started_containers_errors_total", "Containers that failed to start, by error and kind.", ["code", "container_type"]);
     terminated_containers: Family<Counter, 3> = counters("kubelet_terminated_containers_total", "Containers that ended, by kind, exit code and reason.", ["container_type", "exit_code", "reason"]);
     lifecycle_handler_http_fallbacks: Counter = counter("kubelet_lifecycle_handler_http_fallbacks_total", "Hooks that were to ask over HTTPS and got their answer over HTTP.");
+
+    pod_start_phase: Family<Histogram, 1> = histograms("stevedore_pod_start_phase_duration_seconds", "Where the time of pods' starts goes, by phase; see docs/tracing.md.", ["phase"], PHASE);
+
+    // trace
+    trace_spans_exported: Counter = counter("stevedore_trace_spans_exported_total", "Spans that a collector took.");
+    trace_spans_dropped: Family<Counter, 1> = counters("stevedore_trace_spans_dropped_total", "Spans that never reached a collector, by reason: queue_full, export_failed, refused.", ["reason"]);
 
     // the runtime
     runtime_operations: Family<Counter, 1> = counters("kubelet_runtime_operations_total", "Calls to the runtime.", ["operation_type"]);

@@ -20,6 +20,7 @@ mod task;
 
 use crate::api::{PodRef, PodUid};
 use crate::metrics::Metrics;
+use crate::trace;
 use observed::{Observed, Picture};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +50,7 @@ pub struct Stopping;
 #[derive(Debug)]
 enum Request {
     Subscribe { uid: PodUid, answer: oneshot::Sender<watch::Receiver<Arc<Observed>>> },
-    Look { uid: PodUid, answer: oneshot::Sender<Arc<Observed>> },
+    Look { uid: PodUid, answer: oneshot::Sender<Arc<Observed>>, traced: Option<trace::Carried> },
     Forget { uid: PodUid },
 }
 
@@ -128,7 +129,10 @@ impl Pleg {
     /// The agent is stopping.
     pub async fn look(&self, uid: &PodUid) -> Result<Arc<Observed>, Stopping> {
         let (answer, got) = oneshot::channel();
-        self.tx.send(Request::Look { uid: uid.clone(), answer }).await.map_err(|_| Stopping)?;
+        self.tx
+            .send(Request::Look { uid: uid.clone(), answer, traced: trace::carry() })
+            .await
+            .map_err(|_| Stopping)?;
         got.await.map_err(|_| Stopping)
     }
 

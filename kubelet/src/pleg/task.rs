@@ -8,6 +8,7 @@ use super::observed::{Observed, Picture, State, labels};
 use super::{Config, Health, Index, OnChange, Request};
 use crate::api::{PodRef, PodUid};
 use crate::metrics::Metrics;
+use crate::trace;
 use cri::v1;
 use futures::{FutureExt, StreamExt};
 use std::collections::HashMap;
@@ -29,13 +30,15 @@ struct Slot {
     flying: Option<Vec<Answer>>,
     /// Whom the next look answers; `Some` means that there must be one, at once or (after a failure) with the retry.
     next: Option<Vec<Answer>>,
+    /// The start that the next look is part of.
+    traced: Option<trace::Carried>,
     /// Looks in a row that failed; while there are any, what is published may be old.
     failures: u32,
 }
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { tx: watch::Sender::new(Arc::default()), flying: None, next: None, failures: 0 }
+        Self { tx: watch::Sender::new(Arc::default()), flying: None, next: None, traced: None, failures: 0 }
     }
 }
 
@@ -135,7 +138,11 @@ impl Task {
             Request::Subscribe { uid, answer } => {
                 let _ = answer.send(self.slot(uid).tx.subscribe());
             }
-            Request::Look { uid, answer } => self.look(uid, Some(answer)),
+            Request::Look { uid, answer, traced } => {
+                let slot = self.slot(uid.clone());
+                slot.traced = slot.traced.take().or(traced);
+                self.look(uid, Some(answer));
+            }
             Request::Forget { uid } => {
                 // A look that flies answers for itself, and drops the slot if it is of no use any more.
                 if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.tx.borrow().is_empty()) {
@@ -166,8 +173,8 @@ impl Task {
         self.seq += 1;
         // What only the lists told must not pass for what the statuses tell.
         let before = Some(slot.tx.borrow().clone()).filter(|seen| !seen.is_rough()).unwrap_or_default();
-        let (seq, runtime) = (self.seq, self.runtime.clone());
-        self.jobs.spawn(async move {
+        let (seq, runtime, traced) = (self.seq, self.runtime.clone(), slot.traced.take());
+        self.jobs.spawn(trace::within(traced, async move {
             let seen = async {
                 let listed = look::list_pod(&runtime, &uid).await?;
                 let pod = listed.pod();
@@ -176,7 +183,7 @@ impl Task {
             // A bug in one look must not leave its pod unseen for good.
             let seen = AssertUnwindSafe(seen).catch_unwind().await.unwrap_or_else(|_| Err(panicked(&uid)));
             Done::Pod(uid, seen)
-        });
+        }));
     }
 
     fn done(&mut self, done: Done) {

@@ -15,6 +15,7 @@ use crate::log;
 use crate::pleg::observed::{Observed, State};
 use crate::probe::{self, PodProbes, Readiness, Target, Targets};
 use crate::status::{self, Removed, api_status};
+use crate::trace::{self, End, PodStart};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -67,6 +68,8 @@ struct Actor {
     adopting: bool,
     start_time: Timestamp,
     arrived: Option<Instant>,
+    /// Where the time of its start goes.
+    start: PodStart,
     /// Whom to tell of the end; `None` once told.
     ended: Option<mpsc::UnboundedSender<PodUid>>,
 }
@@ -86,6 +89,8 @@ impl Actor {
         let memory = adopt(&desired.borrow(), &seen, rooms.backoff_cap);
         let steps = Steps::new(rooms.clone(), pod.clone());
         let mut probes = rooms.probes.open(&pod, &rooms.volumes.pod_dir(&pod.uid), adopted);
+        let start =
+            if adopted { PodStart::none() } else { PodStart::new(&rooms.tracer, &rooms.metrics, arrived) };
         let arrived = (!adopted).then_some(arrived);
         Self {
             rooms,
@@ -105,6 +110,7 @@ impl Actor {
             adopting: adopted,
             start_time,
             arrived,
+            start,
             ended: Some(ended),
         }
     }
@@ -159,7 +165,8 @@ impl Actor {
             }
             // Boxed: the calls in it take tens of kilobytes, which a pod at rest must not hold.
             let began = Instant::now();
-            let carried = Box::pin(self.carry_out(&desired, &plan)).await;
+            let traced = self.start.carried();
+            let carried = trace::within(traced, Box::pin(self.carry_out(&desired, &plan))).await;
             let what = match plan.phase {
                 Phase::Starting => "create",
                 Phase::Running if updated => "update",
@@ -173,7 +180,8 @@ impl Actor {
                 tracing::info!(pod = %self.pod, "pod is gone");
                 return;
             }
-            if !self.look().await {
+            self.start.acted();
+            if !trace::within(self.start.carried(), self.look()).await {
                 return;
             }
         }
@@ -473,6 +481,23 @@ impl Actor {
         removing && self.rooms.statuses.get(&self.pod.uid).is_some_and(|s| status::is_final(&s))
     }
 
+    /// How far the pod's start has come.
+    fn tell_start(&mut self, desired: &Desired, status: &api::PodStatus) {
+        if self.phase == Phase::Running {
+            self.start.running();
+        }
+        let ready = |c: &&k8s_openapi::api::core::v1::PodCondition| c.type_ == "Ready" && c.status == "True";
+        let why = || status.message.as_deref().or(status.reason.as_deref()).unwrap_or("the pod failed");
+        let end = match status.phase.as_deref() {
+            Some("Succeeded") => End::Succeeded,
+            Some("Failed") => End::Failed(why()),
+            _ if status.conditions.iter().flatten().any(|c| ready(&c)) => End::Ready,
+            _ if desired.stop.is_some() => End::Failed("the pod was ended before it was ready"),
+            _ => return,
+        };
+        self.start.end(&self.pod, end);
+    }
+
     fn publish(&mut self, desired: &Desired, plan: &Plan) {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
             // Nobody asks for the status of a pod that no source has.
@@ -511,6 +536,7 @@ impl Actor {
             now: self.rooms.clock.seconds(),
             node: &self.rooms.identity,
         });
+        self.tell_start(desired, &status);
         self.rooms.statuses.publish(&self.pod, status);
         if self.phase == Phase::Running
             && let Some(arrived) = self.arrived.take()

@@ -9,6 +9,7 @@ use crate::metrics::Metrics;
 use crate::pleg::Pleg;
 use crate::probe::Probes;
 use crate::status::{NodeIdentity, Statuses};
+use crate::trace::Tracer;
 use crate::volume::Volumes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Rooms {
     pub recorder: Recorder,
     /// What is measured.
     pub metrics: Metrics,
+    /// Where the spans of starts go.
+    pub tracer: Tracer,
     /// `/etc/hosts` of the node, for pods on its network.
     pub host_hosts_file: PathBuf,
     /// The runtime can make read-only mounts recursively so.

@@ -45,6 +45,11 @@ impl Failure {
         Self { interrupted: true, ..Self::default() }
     }
 
+    /// In words, for a trace.
+    fn cause(&self) -> String {
+        self.waiting.as_ref().map(|w| format!("{}: {}", w.reason, w.message)).unwrap_or_default()
+    }
+
     fn waiting(reason: &str, message: impl Into<String>) -> Self {
         let waiting = Waiting { reason: reason.to_owned(), message: message.into() };
         Self { of_container: true, waiting: Some(waiting), ..Self::default() }

@@ -10,6 +10,7 @@
 //! | `logs` | rotation, and logs that go with their containers |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
+//! | `traces` | what a collector is told of starts |
 //! | `updates` | manifests that change, pods that end |
 //! | `probes` | what probes make of pods |
 //! | `admission` | what the node can give |
@@ -29,5 +30,6 @@ mod probes;
 mod restarts;
 mod scale;
 mod support;
+mod traces;
 mod updates;
 mod waits;

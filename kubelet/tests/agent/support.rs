@@ -18,6 +18,7 @@ use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, RuntimeFeatures};
 use kubelet::source::{SourceEvent, SourcePod};
+use kubelet::trace::{self, Tracer};
 use kubelet::world::admit;
 use kubelet::world::affinity::NodeLabels;
 use serde_json::{Value, json};
@@ -66,7 +67,7 @@ impl Node {
 
     /// An agent that will be told by [`Running::put`] and that knows of no other source.
     pub async fn start(&self) -> Running {
-        let client = self.fake.client();
+        let client = cri::Client::builder(self.fake.connector()).observe(trace::observe).build();
         let capabilities = client.connected().await;
         let agent =
             Agent::start(self.settings.clone(), client, &capabilities, Metrics::new(Path::new("/proc")))
@@ -205,6 +206,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             pulls: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
             ..ImageConfig::default()
         },
+        tracer: Tracer::default(),
         log_rotation: RotationConfig { interval: YEAR, ..RotationConfig::default() },
         // The nets are cut unless a test asks for them: whatever works does so by events.
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },

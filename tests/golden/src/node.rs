@@ -13,6 +13,7 @@ use kubelet::log::RotationConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
+use kubelet::trace::Tracer;
 use kubelet::world::admit;
 use kubelet::world::affinity::NodeLabels;
 use std::collections::{BTreeMap, HashSet};
@@ -120,6 +121,7 @@ impl Node {
             clock,
             images: ImageConfig::default(),
             prober: None,
+            tracer: Tracer::default(),
             // The runtime in memory writes no logs: what is never there must not be asked for.
             log_rotation: RotationConfig { max_size: None, ..RotationConfig::default() },
             pleg: pleg::Config::default(),

@@ -9,6 +9,7 @@ use crate::pod::desired::grace_of;
 use crate::pod::hooks;
 use crate::pod::plan::Kill;
 use crate::pod::translate::{self, ContainerInput, EnvSources, SourceError};
+use crate::trace::{self, Phase};
 use crate::volume::Mounted;
 use cri::v1;
 use std::collections::BTreeMap;
@@ -24,7 +25,10 @@ impl Steps {
             return Ok(memory_limit);
         }
         self.cgroup_made = true;
-        if let Err(error) = self.rooms.cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values) {
+        let began = tokio::time::Instant::now();
+        let made = self.rooms.cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values);
+        trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
+        if let Err(error) = made {
             let message = format!("error: {error}");
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
             return Err(Failure::default());
@@ -43,7 +47,8 @@ impl Steps {
             self.event(Kind::Warning, None, error.reason, error.message);
             return Err(Failure::default());
         }
-        match self.rooms.volumes.setup(pod, memory_limit).await {
+        let set_up = self.rooms.volumes.setup(pod, memory_limit);
+        match trace::phase(Phase::Volumes, "", set_up, |e| e.message.clone()).await {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
                 Ok(())
@@ -81,7 +86,7 @@ impl Steps {
                 .map_err(|e| e.rpc_text())?;
             Ok::<_, String>(id)
         };
-        match made.await {
+        match trace::phase(Phase::Sandbox, "", made, String::clone).await {
             Ok(id) => {
                 self.sandbox_made = true;
                 self.tell_pull_secrets(pod);
@@ -167,7 +172,7 @@ impl Steps {
         let (image, volumes) = tokio::select! {
             biased;
             () = &mut stop => return Err(Failure::interrupted()),
-            images = self.images(pod, c, &path, made) => images?,
+            images = trace::phase(Phase::Image, &c.name, self.images(pod, c, &path, made), Failure::cause) => images?,
         };
         let mounted = &mounted.clone().with_images(volumes.specs());
         let target = self.target(pod, seen, list, index, &made.id);
@@ -178,7 +183,8 @@ impl Steps {
         if let Some((dir, _)) = log_path.rsplit_once('/') {
             self.make_log_dir(dir).map_err(|e| self.failed(&path, "CreateContainerError", &e))?;
         }
-        let created = self.rooms.runtime.create_container(&made.id, config, made.config.clone()).await;
+        let created = self.rooms.runtime.create_container(&made.id, config, made.config.clone());
+        let created = trace::phase(Phase::Create, &c.name, created, |e| e.message.clone()).await;
         self.count_image_volumes(&volumes, created.is_ok());
         let id = created.map_err(|e| self.failed(&path, "CreateContainerError", &e.message))?;
         self.event(Kind::Normal, Some(path.clone()), "Created", "Container created".to_owned());
@@ -211,7 +217,8 @@ impl Steps {
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let path = &container_path(list, &c.name);
-        if let Err(error) = self.rooms.runtime.start_container(id).await {
+        let started = self.rooms.runtime.start_container(id);
+        if let Err(error) = trace::phase(Phase::Start, &c.name, started, |e| e.message.clone()).await {
             let mut failure = self.failed(path, "RunContainerError", &error.message);
             failure.not_started = Some(id.to_owned());
             return Err(failure);

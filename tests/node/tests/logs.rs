@@ -1,0 +1,126 @@
+//! Logs on a real runtime: no line is lost or doubled while they are rotated.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use kubelet::log::{Decoder, Filter};
+use node_e2e::manifest::{pod, sh, then_forever};
+use node_e2e::wait::eventually;
+use node_e2e::{Node, Options, http};
+use serde_json::json;
+use std::io::Read;
+use std::path::Path;
+
+/// Lines that the container writes; each is about 55 bytes of log.
+const LINES: u32 = 1_000_000;
+
+/// Rotates at 1 MiB and keeps everything.
+async fn node() -> Option<Node> {
+    let config = json!({ "containerLogMaxSize": "1Mi", "containerLogMaxFiles": 10_000 });
+    Node::start_with(Options { config: Some(config), ..Options::default() }).await
+}
+
+/// A pod that writes the numbers once it finds `/go`, and `/done` after them.
+fn numbers() -> serde_json::Value {
+    let script = format!("until [ -e /go ]; do sleep 0.05; done; seq 1 {LINES}; touch /done");
+    pod("numbers", [sh("c", &then_forever(&script))])
+}
+
+/// Every number once, in order.
+fn check(what: &str, text: &[u8]) {
+    let mut expected = 1u32;
+    for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+        let line = String::from_utf8_lossy(line);
+        assert_eq!(line, expected.to_string(), "{what}");
+        expected += 1;
+    }
+    assert_eq!(expected, LINES + 1, "{what} ends early");
+}
+
+/// What the container wrote, put together from its log files, and how many were rotated and compressed.
+fn on_disk(node: &Node, uid: &str) -> (Vec<u8>, usize, usize) {
+    let dir = node.places.logs.join(format!("default_{}_{uid}", node.full("numbers"))).join("c");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|n| !n.ends_with(".tmp"));
+    names.sort();
+    // Just compressed, and the original is about to go.
+    names.dedup_by(|next, this| *next == format!("{this}.gz"));
+    let log = names.remove(0);
+    assert_eq!(log, "0.log");
+    let compressed = names.iter().filter(|n| n.ends_with(".gz")).count();
+    let (mut decoder, mut text) = (Decoder::new(Filter::default()), Vec::new());
+    for name in names.iter().chain([&log]) {
+        decoder.push(&read(&dir.join(name)), &mut text);
+    }
+    assert_eq!(decoder.invalid(), 0, "records that are none");
+    (text, names.len(), compressed)
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut file = std::fs::File::open(path).unwrap();
+    if path.extension().is_some_and(|e| e == "gz") {
+        flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    } else {
+        file.read_to_end(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+async fn done(node: &Node, running: &kubelet::api::Pod) {
+    eventually("all is written", async || {
+        let there = node.exec(running, "c", "[ -e /done ] && echo yes || echo no").await;
+        if there == "yes\n" { Ok(()) } else { Err(there) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_line_is_read_once_and_in_order_while_logs_are_rotated_at_full_speed() {
+    let Some(mut node) = node().await else { return };
+    node.put("numbers", numbers());
+    let running = node.wait_ready("numbers").await;
+    let path = node.log_path("numbers", "c", "follow=true");
+    let mut follow = http::open_tls(node.port, &node.dir.join("pki"), &node.name, &path).await.unwrap();
+    node.exec(&running, "c", "touch /go").await;
+    let mut followed = Vec::new();
+    while !followed.ends_with(format!("\n{LINES}\n").as_bytes()) {
+        followed.extend_from_slice(http::piece(&mut follow).await.expect("the log goes on").as_bytes());
+    }
+    check("what the follower saw", &followed);
+    done(&node, &running).await;
+    let (text, rotated, _) = on_disk(&node, node_e2e::status::uid(&running));
+    check("what is in the files", &text);
+    assert!(rotated > 3, "only {rotated} rotations");
+    eventually("all but the newest are compressed", async || {
+        let (_, rotated, compressed) = on_disk(&node, node_e2e::status::uid(&running));
+        if compressed + 1 == rotated { Ok(()) } else { Err(format!("{compressed} of {rotated}")) }
+    })
+    .await;
+    node.remove("numbers");
+    node.wait_gone("numbers").await;
+    node.wait_clean().await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_while_it_rotates_loses_no_line() {
+    let Some(mut node) = node().await else { return };
+    node.put("numbers", numbers());
+    let running = node.wait_ready("numbers").await;
+    node.exec(&running, "c", "touch /go").await;
+    for _ in 0..6 {
+        node.kill9();
+        node.launch().await;
+        node.wait_healthy().await;
+    }
+    done(&node, &running).await;
+    let uid = node_e2e::status::uid(&running);
+    eventually("there is a log", async || {
+        let dir = node.places.logs.join(format!("default_{}_{uid}", node.full("numbers")));
+        if dir.join("c/0.log").exists() { Ok(()) } else { Err("none".to_owned()) }
+    })
+    .await;
+    check("what is in the files", &on_disk(&node, uid).0);
+    node.finish().await;
+}
