@@ -168,10 +168,10 @@ pub fn put_back(place: &Place, stamp: Stamp) -> io::Result<()> {
 }
 
 /// Compresses every rotated log but the newest, oldest first. One that the runtime has not closed yet is left for the next
-/// time, and so is everything when `go_on` says no.
-pub fn compress(place: &Place, go_on: impl Fn() -> bool) -> io::Result<()> {
-    let all = list(place)?;
-    let Some(newest) = all.keys().next_back().copied() else { return Ok(()) };
+/// time, and so is everything when `go_on` says no. Tells whether all were compressed.
+pub fn compress(place: &Place, go_on: impl Fn() -> bool) -> io::Result<bool> {
+    let (all, mut whole) = (list(place)?, true);
+    let Some(newest) = all.keys().next_back().copied() else { return Ok(true) };
     for (stamp, forms) in all {
         if stamp == newest || !forms.plain || !go_on() {
             continue;
@@ -179,18 +179,19 @@ pub fn compress(place: &Place, go_on: impl Fn() -> bool) -> io::Result<()> {
         match compress_one(place, stamp) {
             // Removed meanwhile: a newer rotation needed its place.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
+            other => whole &= other?,
         }
     }
-    Ok(())
+    Ok(whole)
 }
 
-fn compress_one(place: &Place, stamp: Stamp) -> io::Result<()> {
+/// False for one that is still written.
+fn compress_one(place: &Place, stamp: Stamp) -> io::Result<bool> {
     let log = place.name();
     let (plain, temporary) = (plain_name(log, stamp), temporary_name(log, stamp));
     let mut from = place.open_file(&plain)?;
     if crate::sys::is_open_for_writing(&from) {
-        return Ok(());
+        return Ok(false);
     }
     let mut made = || -> io::Result<()> {
         let to = place.create_file(&temporary)?;
@@ -218,7 +219,7 @@ fn compress_one(place: &Place, stamp: Stamp) -> io::Result<()> {
         // Somebody removed the log while it was being compressed: it must not come back.
         place.remove(&compressed_name(log, stamp))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes a log with everything that was rotated of it. Nothing there is fine.
@@ -367,7 +368,7 @@ mod tests {
         dir.write("0.log.20260101-000000", "");
         let writer =
             std::fs::OpenOptions::new().append(true).open(dir.path("0.log.20260101-000000")).unwrap();
-        compress(&dir.place(), || true).unwrap();
+        assert!(!compress(&dir.place(), || true).unwrap());
         assert_eq!(dir.names(), ["0.log.20260101-000000", "0.log.20260101-000001"]);
         drop(writer);
         compress(&dir.place(), || true).unwrap();

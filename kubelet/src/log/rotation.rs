@@ -153,6 +153,9 @@ struct Log {
     state: Arc<State>,
     /// Its first look is to come.
     new: bool,
+    /// Rotated files may be there that should be compressed: it was rotated during the last compression, or the runtime
+    /// had not closed one. The end of that compression or the net comes back to it.
+    uncompressed: bool,
     /// Somebody was told that it cannot be rotated.
     told: bool,
 }
@@ -179,7 +182,8 @@ enum Found {
 enum Done {
     Looked(Vec<Looked>, bool),
     Rotated(Arc<str>, Result<(), String>),
-    Compressed(Arc<str>, Result<(), String>),
+    /// Whether all were compressed.
+    Compressed(Arc<str>, Result<bool, String>),
 }
 
 struct Looked {
@@ -261,6 +265,7 @@ impl Task {
                 rotating: false,
                 state: Arc::default(),
                 new: true,
+                uncompressed: false,
                 told: false,
             };
             self.logs.insert(id.clone(), log);
@@ -352,8 +357,16 @@ impl Task {
                 }
             }
             Done::Compressed(id, result) => {
-                if let Err(error) = result {
-                    tracing::warn!(container = %id, error, "cannot compress rotated logs");
+                let Some(log) = self.logs.get_mut(&id) else { return };
+                let rotated = std::mem::take(&mut log.uncompressed);
+                match result {
+                    Ok(true) if rotated => self.compress(&id),
+                    Ok(true) => {}
+                    Ok(false) => log.uncompressed = true,
+                    Err(error) => {
+                        log.uncompressed = true;
+                        tracing::warn!(container = %id, error, "cannot compress rotated logs");
+                    }
                 }
             }
         }
@@ -369,7 +382,7 @@ impl Task {
             }
             return;
         };
-        let new = std::mem::replace(&mut log.new, false);
+        let compress = std::mem::replace(&mut log.new, false) || net && log.uncompressed;
         if let Some(watch) = watch {
             log.watch = Some(watch.clone());
             if self.fired.remove(&watch) {
@@ -381,7 +394,7 @@ impl Task {
         }
         match found {
             Found::Size(size) if size >= max => self.rotate(id, true),
-            Found::Size(_) if new => self.compress(&id),
+            Found::Size(_) if compress => self.compress(&id),
             Found::Size(_) => {}
             // The runtime still writes to a file that has no name, or another: it must make a new one. A log that is
             // merely missing may be about to be made; the net knows better.
@@ -413,10 +426,12 @@ impl Task {
 
     /// Compresses what should be, unless that is being done.
     fn compress(&mut self, id: &Arc<str>) {
-        let Some(log) = self.logs.get(id) else { return };
+        let Some(log) = self.logs.get_mut(id) else { return };
         if log.state.compressing.swap(true, Ordering::Relaxed) {
+            log.uncompressed = true;
             return;
         }
+        log.uncompressed = false;
         let (id, path, state, shared) =
             (id.clone(), log.path.clone(), log.state.clone(), self.shared.clone());
         self.jobs.spawn(async move {

@@ -39,32 +39,33 @@ fn check(what: &str, text: &[u8]) {
 /// What the container wrote, put together from its log files, and how many were rotated and compressed.
 fn on_disk(node: &Node, uid: &str) -> (Vec<u8>, usize, usize) {
     let dir = node.places.logs.join(format!("default_{}_{uid}", node.full("numbers"))).join("c");
-    let mut names: Vec<String> =
-        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.retain(|n| !n.ends_with(".tmp"));
-    names.sort();
-    // Just compressed, and the original is about to go.
-    names.dedup_by(|next, this| *next == format!("{this}.gz"));
-    let log = names.remove(0);
-    assert_eq!(log, "0.log");
-    let compressed = names.iter().filter(|n| n.ends_with(".gz")).count();
-    let (mut decoder, mut text) = (Decoder::new(Filter::default()), Vec::new());
-    for name in names.iter().chain([&log]) {
-        decoder.push(&read(&dir.join(name)), &mut text);
+    // What is compressed between the list and the reading is there under another name.
+    loop {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|n| !n.ends_with(".tmp"));
+        names.sort();
+        // Just compressed, and the original is about to go.
+        names.dedup_by(|next, this| *next == format!("{this}.gz"));
+        let log = names.remove(0);
+        let files: Option<Vec<Vec<u8>>> = names.iter().chain([&log]).map(|n| read(&dir.join(n))).collect();
+        let Some(files) = files.filter(|_| log == "0.log") else { continue };
+        let compressed = names.iter().filter(|n| n.ends_with(".gz")).count();
+        let (mut decoder, mut text) = (Decoder::new(Filter::default()), Vec::new());
+        files.iter().for_each(|file| decoder.push(file, &mut text));
+        assert_eq!(decoder.invalid(), 0, "records that are none");
+        return (text, names.len(), compressed);
     }
-    assert_eq!(decoder.invalid(), 0, "records that are none");
-    (text, names.len(), compressed)
 }
 
-fn read(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut file = std::fs::File::open(path).unwrap();
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let (mut file, mut bytes) = (std::fs::File::open(path).ok()?, Vec::new());
     if path.extension().is_some_and(|e| e == "gz") {
         flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
     } else {
         file.read_to_end(&mut bytes).unwrap();
     }
-    bytes
+    Some(bytes)
 }
 
 async fn done(node: &Node, running: &kubelet::api::Pod) {
