@@ -9,6 +9,7 @@
 //! | [`manifest`], [`status`] | pods to write, statuses to read |
 //! | [`marks`] | pods that notice when two of them run at once |
 //! | [`proxy`] | a socket before the runtime's whose connections can be cut |
+//! | [`registry`] | an image registry on the loopback, with credentials, TLS and faults |
 //! | [`wait`] | conditions that come true in bounded time |
 //!
 //! ```no_run
@@ -34,6 +35,7 @@ pub mod manifest;
 pub mod marks;
 pub mod node;
 pub mod proxy;
+pub mod registry;
 pub mod runtime;
 pub mod status;
 pub mod wait;

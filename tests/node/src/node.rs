@@ -33,6 +33,8 @@ pub struct Options {
     pub endpoint: Option<PathBuf>,
     /// `--root-dir`, where the test brings its own.
     pub root_dir: Option<PathBuf>,
+    /// Flags beside those every agent gets.
+    pub args: Vec<String>,
     /// Do not start the agent yet.
     pub stopped: bool,
     /// No real runtime is needed: `endpoint` is a fake.
@@ -66,6 +68,9 @@ pub struct Node {
     pub read_only: u16,
     /// The runtime was killed: what it has forgotten on the host is told and not held against the agent.
     pub runtime_killed: bool,
+    /// The runtime has lost what other tests need: the next test gets another one.
+    pub used_up: bool,
+    args: Vec<String>,
     manifests: BTreeSet<String>,
     child: Option<Child>,
     finished: bool,
@@ -128,6 +133,8 @@ impl Node {
             healthz,
             read_only,
             runtime_killed: false,
+            used_up: false,
+            args: options.args,
             manifests: BTreeSet::new(),
             child: None,
             finished: false,
@@ -203,6 +210,7 @@ impl Node {
         command.args(["--pdeathsig", "KILL"]).arg(binary);
         command.arg("--config").arg(self.config_file()).arg("--root-dir").arg(&self.places.root_dir);
         command.arg("--cert-dir").arg(self.dir.join("pki")).arg(format!("--hostname-override={}", self.name));
+        command.args(&self.args);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         command.env_remove("RUST_LOG");
         self.child = Some(command.spawn().expect("the agent starts"));
@@ -531,7 +539,7 @@ impl Drop for Node {
             self.remove_pods();
         }
         self.sweep();
-        if (!self.finished || self.runtime_killed)
+        if (!self.finished || self.runtime_killed || self.used_up)
             && let Some(turn) = &mut self.turn
         {
             turn.discard();

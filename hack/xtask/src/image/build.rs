@@ -31,6 +31,12 @@ impl Image {
 
     /// As [`Image::build`] under another name, for tests that need given references.
     pub fn build_as(self, reference: &str) -> Result<Layout> {
+        self.build_salted(reference, "")
+    }
+
+    /// As [`Image::build_as`] with `salt` in a file, so that neither image nor layer is another's: a runtime that has all
+    /// others must fetch this one. For images with a shell.
+    pub fn build_salted(self, reference: &str, salt: &str) -> Result<Layout> {
         let _alone = tree::lock("images")?;
         let program = match self {
             Self::Pause => compile("pause", PAUSE_SOURCE)?,
@@ -41,6 +47,7 @@ impl Image {
         let config = self.config()?;
         let mut key = Sha256::new();
         key.update(format!("{RECIPE} {reference} {}", serde_json::to_string(&config)?));
+        key.update(salt);
         key.update(&bytes);
         let name = format!("{}-{}", self.short_name(), &hex(&key.finalize())[..16]);
         let parent = tree::cache("images")?;
@@ -48,7 +55,7 @@ impl Image {
         if !built.dir.exists() {
             let layer = match self {
                 Self::Pause | Self::Stamp => program_layer(self.short_name(), &bytes)?,
-                _ => demo_layer(&program, &bytes)?,
+                _ => demo_layer(&program, &bytes, salt)?,
             };
             let fresh = tempfile::tempdir_in(&parent)?;
             Layout { dir: fresh.path().to_path_buf(), ..built.clone() }
@@ -140,7 +147,7 @@ const GROUP: &str = "root:x:0:\ndemo:x:1000:\nextra:x:2000:demo\nnogroup:x:65534
 const PAGE: &str = "<!doctype html><title>stevedore</title><h1>It runs.</h1>\n";
 
 /// Busybox under every name it answers to, users, writable places, a page to serve.
-fn demo_layer(program: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+fn demo_layer(program: &Path, bytes: &[u8], salt: &str) -> Result<Vec<u8>> {
     let applets = cmd::text(Command::new(program).arg("--list")).context("list busybox's applets")?;
     let mut layer = Layer::new();
     for dir in ["bin", "etc", "home", "usr", "usr/bin", "var", "var/run", "www"] {
@@ -156,6 +163,9 @@ fn demo_layer(program: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     layer.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
     layer.file("etc/group", 0o644, GROUP.as_bytes())?;
     layer.file("www/index.html", 0o644, PAGE.as_bytes())?;
+    if !salt.is_empty() {
+        layer.file("etc/salt", 0o644, salt.as_bytes())?;
+    }
     layer.finish()
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Inputs<'a> {
     pub cni_conf: &'a Path,
     /// Where CNI plugins are looked up.
     pub cni_bin: &'a Path,
+    /// Where a folder for each registry tells how to reach it (containerd's `hosts.toml`); looked at with every pull.
+    pub registries: &'a Path,
     /// The sandbox image.
     pub pause: &'a str,
     /// Whether the kernel forbids lowering a process's OOM score.
@@ -76,6 +78,7 @@ fn version_2(text: &mut String, inputs: &Inputs<'_>) {
     runtime_settings(text, inputs);
     push(text, &format!("[{cri}.cni]"));
     cni(text, inputs);
+    push(text, &format!("[{cri}.registry]\n  config_path = {}", quote(inputs.registries)));
     push(text, &format!("[{cri}.containerd]"));
     push(
         text,
@@ -88,6 +91,7 @@ fn version_3(text: &mut String, inputs: &Inputs<'_>) {
     let images = "plugins.\"io.containerd.cri.v1.images\"";
     push(text, &format!("[{images}]\n  snapshotter = \"overlayfs\""));
     push(text, &format!("[{images}.pinned_images]\n  sandbox = {:?}", inputs.pause));
+    push(text, &format!("[{images}.registry]\n  config_path = {}", quote(inputs.registries)));
     push(text, "[plugins.\"io.containerd.grpc.v1.cri\"]");
     push(
         text,
@@ -162,6 +166,7 @@ mod tests {
             handlers,
             cni_conf: Path::new("/b/conf"),
             cni_bin: Path::new("/b/bin"),
+            registries: Path::new("/b/certs.d"),
             pause: "localhost/p:latest",
             restrict_oom: true,
             version_3,
@@ -176,6 +181,7 @@ mod tests {
             assert!(text.contains("default_runtime_name = \"crun\""), "{text}");
             assert!(text.contains("BinaryName = \"/x/runc\""), "{text}");
             assert!(text.contains("restrict_oom_score_adj = true"), "{text}");
+            assert!(text.contains("registry]\n  config_path = \"/b/certs.d\""), "{text}");
         }
     }
 

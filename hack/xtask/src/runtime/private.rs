@@ -32,6 +32,8 @@ pub(super) const OWNER_FILE: &str = "owner";
 const PLUGINS_FILE: &str = "plugins";
 /// Holds the [`ProcId`] of the containerd itself.
 const PID_FILE: &str = "containerd.pid";
+/// Registries and how to reach them.
+const REGISTRIES: &str = "certs.d";
 /// How long a start may take on a slow and busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -105,6 +107,11 @@ impl Folders {
     /// The gRPC socket: CRI and containerd's own API.
     pub fn socket(&self) -> PathBuf {
         self.state.join("containerd.sock")
+    }
+
+    /// Registries and how to reach them.
+    fn registries(&self) -> PathBuf {
+        self.base.join(REGISTRIES)
     }
 
     /// What containerd prints.
@@ -245,6 +252,11 @@ impl PrivateContainerd {
     /// The folder that disappears with this instance: tests may keep their own things in it.
     pub fn base(&self) -> &Path {
         &self.dir.base
+    }
+
+    /// Where a registry is announced: a folder named `host:port` with a `hosts.toml` (containerd's `config_path`).
+    pub fn registries(&self) -> PathBuf {
+        self.dir.base.join(REGISTRIES)
     }
 
     /// A cgroup name (absolute within each hierarchy, not created) for the pods of this test, such as a
@@ -413,6 +425,7 @@ pub(crate) fn configure(
         handlers,
         cni_conf,
         cni_bin,
+        registries: &folders.registries(),
         pause: image::PAUSE,
         restrict_oom: !config::may_lower_oom_score(),
         version_3: !installed.version.starts_with("1."),
