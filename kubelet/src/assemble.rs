@@ -29,6 +29,7 @@ use crate::probe::{Live, Prober, Probes};
 use crate::source::{self, SourceEvent};
 use crate::status::{NodeIdentity, Statuses};
 use crate::trace::Tracer;
+use crate::userns::{Pool, UserNamespaces};
 use crate::volume::{VolumeConfig, Volumes};
 use crate::world::{self, Directory, World, admit};
 use cri::Capabilities;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub backoff_cap: Duration,
     /// The wall clock.
     pub clock: Clock,
+    /// User and group ids for pods with a user namespace of their own.
+    pub user_ids: Pool,
     /// How images are pulled and with what.
     pub images: ImageConfig,
     /// How containers are probed; `None`: over the runtime and the network.
@@ -191,6 +194,7 @@ impl Agent {
             runtime,
             pleg: pleg.clone(),
             probes: Probes::spawn(prober, recorder.clone(), metrics.clone(), settings.clock),
+            user_namespaces: UserNamespaces::open(settings.user_ids, &settings.root_dir.join("pods")),
             volumes,
             cgroups,
             log_links_dir: settings.log_links_dir,

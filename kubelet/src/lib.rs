@@ -32,6 +32,7 @@ pub mod source;
 pub mod status;
 pub mod sys;
 pub mod trace;
+pub mod userns;
 pub mod view;
 pub mod volume;
 pub mod world;

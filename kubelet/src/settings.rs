@@ -15,6 +15,7 @@ use crate::pod::backoff;
 use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
 use crate::quantity;
 use crate::trace::Tracer;
+use crate::userns;
 use crate::world::admit;
 use crate::world::affinity::NodeLabels;
 use std::collections::{BTreeMap, HashSet};
@@ -59,6 +60,9 @@ pub enum SettingsError {
     /// Exec credential providers.
     #[error(transparent)]
     CredentialProvider(#[from] provider::ProviderConfigError),
+    /// User namespaces.
+    #[error(transparent)]
+    UserIds(#[from] userns::PoolError),
     /// Reservations leave nothing.
     #[error("{field}: {reserved} reserved of {capacity}: nothing would be left for pods")]
     Reserved {
@@ -108,6 +112,7 @@ impl Settings {
             thermal_throttle_paths: thermal_throttle_paths(),
             runtime: Default::default(),
         };
+        let pods = max_pods(config.max_pods, config.pods_per_core, capacity.cpu_milli);
         let cap = config.crash_loop_back_off.max_container_restart_period;
         Ok(Self {
             cert_dir: PathBuf::from(&flags.cert_dir),
@@ -118,7 +123,7 @@ impl Settings {
                 cpu_milli: allocatable.cpu_milli,
                 memory: allocatable.memory_bytes,
                 ephemeral_storage: allocatable.ephemeral_bytes,
-                pods: max_pods(config.max_pods, config.pods_per_core, capacity.cpu_milli),
+                pods,
                 unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
                 apparmor: apparmor(),
                 labels: NodeLabels::own(&facts.node_name, &facts.hostname),
@@ -127,6 +132,7 @@ impl Settings {
             node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
             clock: Clock::System,
+            user_ids: user_ids(&loaded.config, pods)?,
             images: images(loaded, &root_dir)?,
             prober: None,
             // `process` starts one where it is asked for.
@@ -187,6 +193,13 @@ fn log_rotation(config: &KubeletConfiguration) -> RotationConfig {
 /// Values out of range were refused when the configuration was read.
 fn percent(value: i32) -> u8 {
     u8::try_from(value).unwrap_or(100).min(100)
+}
+
+/// Where ids for user namespaces come from.
+fn user_ids(config: &KubeletConfiguration, pods: i64) -> Result<userns::Pool, userns::PoolError> {
+    let asked = config.user_namespaces.as_ref().and_then(|u| u.ids_per_pod);
+    let per_pod = asked.and_then(|n| u32::try_from(n).ok()).unwrap_or(userns::IDS_PER_POD);
+    userns::Pool::read(per_pod, pods, Path::new("/etc/subuid"), Path::new("/etc/subgid"))
 }
 
 fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {

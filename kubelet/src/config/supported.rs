@@ -175,7 +175,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("containerRuntimeEndpoint", Supported),
     ("imageServiceEndpoint", Supported),
     ("failCgroupV1", Supported),
-    ("userNamespaces", NotYet("user namespaces are not supported yet")),
+    ("userNamespaces", Supported),
 ];
 
 /// Flags that set no configuration field, by name.

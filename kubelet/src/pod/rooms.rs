@@ -10,6 +10,7 @@ use crate::pleg::Pleg;
 use crate::probe::Probes;
 use crate::status::{NodeIdentity, Statuses};
 use crate::trace::Tracer;
+use crate::userns::UserNamespaces;
 use crate::volume::Volumes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Rooms {
     pub probes: Probes,
     /// Volumes and the pods' directories.
     pub volumes: Volumes,
+    /// Ids of the node for pods with a user namespace.
+    pub user_namespaces: UserNamespaces,
     /// The pods' cgroups.
     pub cgroups: Cgroups,
     /// Where the links to log files are: `/var/log/containers`.

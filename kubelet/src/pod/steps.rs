@@ -14,6 +14,7 @@ use crate::cgroup::PodValues;
 use crate::event::{ContainerList, Event, Kind, container_path};
 use crate::log;
 use crate::pleg::observed::{Instance, Observed};
+use crate::userns::Range;
 use crate::volume::Mounted;
 use cri::v1;
 use std::borrow::Cow;
@@ -68,6 +69,8 @@ pub struct Steps {
     /// What was last written into the pod's cgroup.
     limits: Option<PodValues>,
     made: Option<Made>,
+    /// The ids of a pod with a user namespace of its own.
+    users: Option<Range>,
     mounted: Option<Mounted>,
 }
 
@@ -83,7 +86,16 @@ impl Steps {
     /// An earlier incarnation may have made the cgroup of a pod that is new to this one, so it counts as there until
     /// it has been removed.
     pub fn new(rooms: Arc<Rooms>, pod: PodRef) -> Self {
-        Self { rooms, pod, cgroup_made: true, sandbox_made: false, limits: None, made: None, mounted: None }
+        Self {
+            rooms,
+            pod,
+            cgroup_made: true,
+            sandbox_made: false,
+            limits: None,
+            made: None,
+            users: None,
+            mounted: None,
+        }
     }
 
     pub fn container<'a>(
@@ -258,6 +270,7 @@ impl Steps {
             return Err(Failure::default());
         }
         self.mounted = None;
+        self.rooms.user_namespaces.release(&self.pod.uid);
         self.rooms.images.forget(&self.pod.uid);
         Ok(())
     }

@@ -209,9 +209,6 @@ fn supported(pod: &Pod) -> Result<(), Rejection> {
     if spec.runtime_class_name.as_ref().is_some_and(|n| !n.is_empty()) {
         return missing("spec.runtimeClassName".to_owned(), "runtime classes are");
     }
-    if spec.host_users == Some(false) {
-        return missing("spec.hostUsers".to_owned(), "user namespaces are");
-    }
     Ok(())
 }
 

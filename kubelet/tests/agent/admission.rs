@@ -129,7 +129,6 @@ async fn what_is_not_supported_is_refused_by_the_fields_name() {
     let agent = node.start_synced(&[]).await;
     let of_pod = [
         ("spec.runtimeClassName", json!({"runtimeClassName": "kata"})),
-        ("spec.hostUsers", json!({"hostUsers": false})),
         ("spec.resourceClaims", json!({"resourceClaims": [{"name": "r"}]})),
     ];
     for (n, (field, more)) in of_pod.into_iter().enumerate() {

@@ -14,6 +14,7 @@
 //! | `updates` | manifests that change, pods that end |
 //! | `probes` | what probes make of pods |
 //! | `admission` | what the node can give |
+//! | `users` | user namespaces |
 //! | `hooks` | postStart and preStop |
 //! | `deadlines` | `activeDeadlineSeconds` |
 
@@ -32,4 +33,5 @@ mod scale;
 mod support;
 mod traces;
 mod updates;
+mod users;
 mod waits;

@@ -19,6 +19,7 @@ use kubelet::pod::backoff;
 use kubelet::pod::translate::{Allocatable, NodeFacts, RuntimeFeatures};
 use kubelet::source::{SourceEvent, SourcePod};
 use kubelet::trace::{self, Tracer};
+use kubelet::userns::Pool;
 use kubelet::world::admit;
 use kubelet::world::affinity::NodeLabels;
 use serde_json::{Value, json};
@@ -202,6 +203,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         },
         backoff_cap: backoff::DEFAULT_CAP,
         clock,
+        user_ids: Pool::default(),
         images: ImageConfig {
             pulls: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
             ..ImageConfig::default()

@@ -119,6 +119,7 @@ impl Node {
             },
             backoff_cap: backoff::DEFAULT_CAP,
             clock,
+            user_ids: kubelet::userns::Pool::default(),
             images: ImageConfig::default(),
             prober: None,
             tracer: Tracer::default(),

@@ -47,6 +47,7 @@ impl Steps {
             self.event(Kind::Warning, None, error.reason, error.message);
             return Err(Failure::default());
         }
+        self.map_users(pod).await?;
         let set_up = self.rooms.volumes.setup(pod, memory_limit);
         match trace::phase(Phase::Volumes, "", set_up, |e| e.message.clone()).await {
             Ok(mounted) => {
@@ -118,11 +119,36 @@ impl Steps {
         let qos = translate::qos_class(pod);
         let parent = self.rooms.cgroups.pod_parent(qos, &self.pod.uid);
         match translate::sandbox_config(pod, attempt, &parent, &self.rooms.facts) {
-            Ok(sandbox) => {
+            Ok(mut sandbox) => {
+                if let Some(range) = self.users {
+                    translate::security::map_sandbox(&mut sandbox.config, range);
+                }
                 for w in sandbox.warnings {
                     self.event(Kind::Warning, None, w.reason, w.message);
                 }
                 Ok(sandbox.config)
+            }
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {error}");
+                self.event(Kind::Warning, None, "FailedCreatePodSandBox", message);
+                Err(Failure::default())
+            }
+        }
+    }
+
+    /// The ids of a pod with a user namespace of its own, new ones or those it has. On a runtime that cannot have them
+    /// the sandbox is refused.
+    async fn map_users(&mut self, pod: &Pod) -> Result<(), Failure> {
+        let wanted = api::spec(pod).host_users == Some(false) && self.rooms.facts.runtime.user_namespaces;
+        if !wanted || self.users.is_some() {
+            return Ok(());
+        }
+        let (room, uid) = (self.rooms.user_namespaces.clone(), self.pod.uid.clone());
+        let range = tokio::task::spawn_blocking(move || room.range(&uid).map_err(|e| e.to_string())).await;
+        match range.map_err(|e| e.to_string()).and_then(|r| r) {
+            Ok(range) => {
+                self.users = Some(range);
+                Ok(())
             }
             Err(error) => {
                 let message = format!("Failed to create pod sandbox: {error}");
@@ -348,7 +374,11 @@ impl Steps {
         let rro = rooms.recursive_read_only;
         let mounts = rooms.volumes.mounts(pod, c, mounted, rro, &expand).await.map_err(|e| e.message)?;
         input.mounts = &mounts;
-        translate::container_config(&input).map_err(|e| e.to_string())
+        let mut config = translate::container_config(&input).map_err(|e| e.to_string())?;
+        if let Some(range) = self.users {
+            translate::security::map_container(&mut config, range);
+        }
+        Ok(config)
     }
 
     /// Writes the pod's managed `/etc/hosts`; none for a pod whose containers bring their own.

@@ -7,10 +7,12 @@ use super::{NodeFacts, TranslateError};
 use crate::api::{Container, Pod, PodRef, spec};
 use crate::event::ContainerList;
 use crate::image::ImageUser;
+use crate::userns::Range;
 use cri::v1::security_profile::ProfileType;
 use cri::v1::{
-    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
+    Capability, ContainerConfig, IdMapping, Int64Value, LinuxContainerSecurityContext,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig, SeLinuxOption,
+    SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
@@ -118,12 +120,9 @@ fn all_contexts(pod: &Pod) -> impl Iterator<Item = &SecurityContext> {
 /// The pod's namespaces: its own network and IPC, and a process namespace per container, unless it says otherwise.
 fn namespaces(pod: &Pod, facts: &NodeFacts) -> Result<NamespaceOption, TranslateError> {
     let spec = spec(pod);
-    if spec.host_users == Some(false) {
-        return Err(if facts.runtime.user_namespaces {
-            TranslateError::Unsupported { field: "spec.hostUsers: false" }
-        } else {
-            TranslateError::NoUserNamespaces
-        });
+    let own_users = spec.host_users == Some(false);
+    if own_users && !facts.runtime.user_namespaces {
+        return Err(TranslateError::NoUserNamespaces);
     }
     let host = |flag: Option<bool>| if flag == Some(true) { NamespaceMode::Node } else { NamespaceMode::Pod };
     let pid = match (host(spec.host_pid), spec.share_process_namespace) {
@@ -136,11 +135,40 @@ fn namespaces(pod: &Pod, facts: &NodeFacts) -> Result<NamespaceOption, Translate
         ipc: host(spec.host_ipc).into(),
         pid: pid.into(),
         target_id: String::new(),
-        userns_options: Some(UserNamespace { mode: NamespaceMode::Node.into(), ..UserNamespace::default() }),
+        userns_options: Some(UserNamespace {
+            mode: if own_users { NamespaceMode::Pod } else { NamespaceMode::Node }.into(),
+            ..UserNamespace::default()
+        }),
     })
 }
 
 /// As the sandbox's; an ephemeral container with a target joins the target's processes.
+/// Puts the ids of the node that a pod with a user namespace of its own has into `options`.
+fn map_users(options: Option<&mut NamespaceOption>, range: Range) -> Vec<IdMapping> {
+    let ids = vec![IdMapping { host_id: range.first, container_id: 0, length: range.length }];
+    if let Some(users) = options.and_then(|o| o.userns_options.as_mut()) {
+        users.uids.clone_from(&ids);
+        users.gids.clone_from(&ids);
+    }
+    ids
+}
+
+/// The pod's ids for its sandbox.
+pub fn map_sandbox(config: &mut PodSandboxConfig, range: Range) {
+    let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+    map_users(context.and_then(|c| c.namespace_options.as_mut()), range);
+}
+
+/// The pod's ids for a container and for everything that is mounted into it.
+pub fn map_container(config: &mut ContainerConfig, range: Range) {
+    let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+    let ids = map_users(context.and_then(|c| c.namespace_options.as_mut()), range);
+    for mount in &mut config.mounts {
+        mount.uid_mappings.clone_from(&ids);
+        mount.gid_mappings.clone_from(&ids);
+    }
+}
+
 fn container_namespaces(input: &ContainerInput<'_>) -> Result<NamespaceOption, ContainerConfigError> {
     let mut options = namespaces(input.pod, input.facts)?;
     if input.list == ContainerList::Ephemeral
@@ -417,7 +445,8 @@ mod tests {
         );
         let mut able = facts();
         able.runtime.user_namespaces = true;
-        assert_eq!(text(&able), "spec.hostUsers: false is not supported by this agent yet");
+        let options = sandbox_security(&p, &able).unwrap().namespace_options.unwrap();
+        assert_eq!(options.userns_options.unwrap().mode(), NamespaceMode::Pod);
         let strict = "{securityContext: {supplementalGroupsPolicy: Strict}, containers: [{name: c}]}";
         let unable = |f: &mut NodeFacts| f.runtime.supplemental_groups_policy = false;
         assert!(
