@@ -21,11 +21,11 @@ fn telling(name: &str, work: &str) -> Value {
     c
 }
 
-/// One that ends itself, once, when there is a file `/told/crash-NAME`.
+/// One that ends itself, once, when there is a file `/told/crash-NAME`. (`$$` would be an escaped `$` in a manifest.)
 fn sidecar(name: &str) -> Value {
     let crash = format!("/told/crash-{name}");
     let mut c =
-        telling(name, &format!("(until [ -e {crash} ]; do sleep 0.1; done; rm {crash}; kill -TERM $$) &"));
+        telling(name, &format!("(until [ -e {crash} ]; do sleep 0.1; done; rm {crash}; kill -TERM 1) &"));
     c["restartPolicy"] = "Always".into();
     c
 }
