@@ -154,6 +154,8 @@ impl Node {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "failCgroupV1": false,
+            // Images are imported once for all tests, and the machine's disk may well be full.
+            "imageGCHighThresholdPercent": 100,
             "cgroupRoot": self.places.cgroup_root,
             "staticPodPath": self.dir.join("manifests"),
             "containerRuntimeEndpoint": format!("unix://{}", endpoint.display()),

@@ -231,6 +231,7 @@ fn kubelet_config(
         "containerRuntimeEndpoint": format!("unix://{}", socket.display()),
         "podLogsDir": base.join("logs"),
         "failCgroupV1": false,
+        "imageGCHighThresholdPercent": 100,
         "failSwapOn": false,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroup,

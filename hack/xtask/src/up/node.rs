@@ -119,6 +119,8 @@ impl Node {
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd().socket().display()),
             "podLogsDir": self.pod_logs(),
             "failCgroupV1": false,
+            // Its images were built here: what went could not be pulled again.
+            "imageGCHighThresholdPercent": 100,
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": CGROUP,
             // Only this machine's root gets in, with the certificate in the pki folder.
