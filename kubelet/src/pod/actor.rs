@@ -265,7 +265,7 @@ impl Actor {
                 return Carried::Out;
             }
             let began = Instant::now();
-            let result = self.step(desired, step).await;
+            let result = self.step(desired, plan, step).await;
             tracing::debug!(pod = %self.pod, ?step, took_ms = began.elapsed().as_millis() as u64, ok = result.is_ok(), "step");
             let failed = result.is_err();
             let key = self.key(desired, plan, step);
@@ -307,12 +307,25 @@ impl Actor {
         }
     }
 
-    async fn step(&mut self, desired: &Desired, step: &Step) -> Result<(), Failure> {
+    async fn step(&mut self, desired: &Desired, plan: &Plan, step: &Step) -> Result<(), Failure> {
         let pod = &desired.pod;
         match step {
             Step::Kill { targets, grace } => {
                 let grace = self.grace_left(*grace);
-                self.steps.kill(pod, targets, grace).await
+                let kill = self.steps.kill(pod, targets, grace);
+                tokio::pin!(kill);
+                loop {
+                    tokio::select! {
+                        done = &mut kill => return done,
+                        // What is being ended is still asked whether it is ready, and that is still told.
+                        () = self.probes.changed() => {
+                            self.readiness = self.probes.readiness();
+                            if let Some(status) = self.status(desired, plan) {
+                                self.rooms.statuses.publish(&self.pod, status);
+                            }
+                        }
+                    }
+                }
             }
             Step::StopSandbox { id } => {
                 self.steps.stop_sandbox(id).await?;
@@ -499,12 +512,26 @@ impl Actor {
     }
 
     fn publish(&mut self, desired: &Desired, plan: &Plan) {
+        let Some(status) = self.status(desired, plan) else { return };
+        self.tell_start(desired, &status);
+        self.rooms.statuses.publish(&self.pod, status);
+        if self.phase == Phase::Running
+            && let Some(arrived) = self.arrived.take()
+        {
+            let took = arrived.elapsed();
+            self.rooms.metrics.pod_start_duration.observe_duration(took);
+            tracing::info!(pod = %self.pod, took_ms = took.as_millis() as u64, "pod started");
+        }
+    }
+
+    /// The status to tell now; none when nobody would ask for it.
+    fn status(&self, desired: &Desired, plan: &Plan) -> Option<api::PodStatus> {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
             // Nobody asks for the status of a pod that no source has.
-            return;
+            return None;
         }
         if self.told_the_end(desired) {
-            return;
+            return None;
         }
         let host_network = api::spec(&desired.pod).host_network.unwrap_or(false);
         let sandbox_up =
@@ -516,7 +543,7 @@ impl Actor {
         let verdict = desired.stop.as_ref().and_then(|s| s.why.verdict());
         let nothing = Default::default();
         let previous = self.rooms.statuses.get(&self.pod.uid);
-        let status = api_status(&status::Input {
+        Some(api_status(&status::Input {
             pod: &desired.pod,
             observed: &self.seen,
             phase: self.phase,
@@ -535,16 +562,7 @@ impl Actor {
             start_time: self.start_time,
             now: self.rooms.clock.seconds(),
             node: &self.rooms.identity,
-        });
-        self.tell_start(desired, &status);
-        self.rooms.statuses.publish(&self.pod, status);
-        if self.phase == Phase::Running
-            && let Some(arrived) = self.arrived.take()
-        {
-            let took = arrived.elapsed();
-            self.rooms.metrics.pod_start_duration.observe_duration(took);
-            tracing::info!(pod = %self.pod, took_ms = took.as_millis() as u64, "pod started");
-        }
+        }))
     }
 }
 

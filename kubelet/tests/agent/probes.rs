@@ -1,7 +1,7 @@
 //! Probes of whole pods: what they make of statuses and of containers, over restarts, and in large numbers.
 
-use crate::support::{Node, SECOND, YEAR, container, custom, pass};
-use cri::fake::ExecAnswer;
+use crate::support::{Node, SECOND, YEAR, container, cpu_time, custom, pass};
+use cri::fake::{ExecAnswer, Script};
 use futures::future::BoxFuture;
 use kubelet::api::Pod;
 use kubelet::probe::{Answer, Prober, Question};
@@ -85,6 +85,23 @@ async fn a_failed_startup_probe_ends_a_pod_that_never_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_takes_its_time_to_end_is_told_unready_as_soon_as_its_probe_says_so() {
+    let node = Node::new();
+    let well = answers(&node);
+    node.fake.script("main", Script::forever().on_term(0, 20 * SECOND));
+    let agent = node.start_synced(&[probed("u1", &json!({"readinessProbe": exec(json!({}))}))]).await;
+    agent.until_ready("u1").await;
+    agent.gone("u1").await;
+    agent.until("it is being stopped", || node.count("StopContainer") == 1).await;
+    pass(5 * SECOND).await;
+    assert!(agent.is_ready("u1"), "it still answers");
+    well.store(false, Ordering::Relaxed);
+    agent.until("it is not ready", || !agent.is_ready("u1")).await;
+    assert!(!agent.state("u1", "main")["running"].is_null(), "and still runs");
+    agent.until_gone("u1").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_ready_pod_stays_ready_over_a_restart_of_the_agent_until_a_probe_says_otherwise() {
     let node = Node::new();
     let well = answers(&node);
@@ -150,7 +167,10 @@ async fn five_hundred_pods_with_probes_every_second_do_not_drift() {
         agent.put(&probed(&format!("u{n}"), &probes)).await;
     }
     agent.until("all are ready", || (0..PODS).all(|n| agent.is_ready(&format!("u{n}")))).await;
+    let before = cpu_time();
     pass(300 * SECOND).await;
+    let share = (cpu_time() - before).as_secs_f64() / 3.0;
+    println!("{PODS} probes a second, built as this test is: {share:.1} % of a core");
     let asked = diary.0.lock().unwrap();
     assert_eq!(asked.len(), PODS);
     for (probe, times) in &*asked {
