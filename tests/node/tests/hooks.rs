@@ -89,23 +89,26 @@ async fn hooks_run_after_the_start_and_before_the_stop() {
 async fn a_hook_that_never_returns_is_cut_off_and_leaves_no_process() {
     let Some(mut node) = Node::start().await else { return };
     let diary = Diary::new(&node);
-    let hang = |number: u32| exec(&format!("echo {number} >> /diary/log; sleep {number}"));
-    let mut at_end = diary.pod("end", [diary.container("c", &json!({ "preStop": hang(98_761) }))]);
+    // Another process may run the same test beside this one.
+    let [end, begin] = [1, 2].map(|n| 100_000_000 + u64::from(std::process::id()) * 10 + n);
+    let hang = |number: u64| exec(&format!("echo {number} >> /diary/log; sleep {number}"));
+    let mut at_end = diary.pod("end", [diary.container("c", &json!({ "preStop": hang(end) }))]);
     at_end["spec"]["terminationGracePeriodSeconds"] = 2.into();
     node.put("end", at_end);
-    node.put("begin", diary.pod("begin", [diary.container("d", &json!({ "postStart": hang(98_762) }))]));
+    node.put("begin", diary.pod("begin", [diary.container("d", &json!({ "postStart": hang(begin) }))]));
     node.wait_ready("end").await;
-    diary.has("98762").await;
+    diary.has(&begin.to_string()).await;
     node.remove("end");
     node.remove("begin");
     node.wait_gone("end").await;
     node.wait_gone("begin").await;
     node.wait_clean().await;
     let lines = diary.lines();
-    for line in ["98761", "c term", "d term"] {
+    for line in [end.to_string().as_str(), "c term", "d term"] {
         assert!(lines.iter().any(|l| l == line), "{line}: {lines:?}");
     }
-    let left: Vec<_> = processes().into_iter().filter(|p| p.contains("sleep 9876")).collect();
+    let asleep = [end, begin].map(|number| format!("sleep {number}"));
+    let left: Vec<_> = processes().into_iter().filter(|p| asleep.iter().any(|a| p.contains(a))).collect();
     assert!(left.is_empty(), "{left:?}");
     node.finish().await;
 }

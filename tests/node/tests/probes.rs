@@ -86,22 +86,24 @@ async fn commands_that_fork_and_ignore_signals_are_ended_with_their_children_at_
     })
     .await;
     // Before the next run the family of the last one is gone, as are all before; at most one is under way.
-    eventually("one family at most is left", async || match sleeping(98765) + sleeping(98766) {
+    let id = status::id(&runs, "c").unwrap();
+    eventually("one family at most is left", async || match sleeping(id, 98765) + sleeping(id, 98766) {
         0..=2 => Ok(()),
         n => Err(format!("{n} processes are left")),
     })
     .await;
-    assert_eq!(sleeping(98767), 1, "what the container runs itself is left alone");
+    assert_eq!(sleeping(id, 98767), 1, "what the container runs itself is left alone");
     assert_eq!(status::restarts(&runs, "c"), 0);
     node.remove("hangs");
     node.wait_gone("hangs").await;
     node.finish().await;
 }
 
-/// Processes on the machine that sleep so many seconds.
-fn sleeping(seconds: u32) -> usize {
+/// Processes in the container's cgroup that sleep so many seconds.
+fn sleeping(container: &str, seconds: u32) -> usize {
     let end = format!("sleep\0{seconds}\0");
-    let lines = std::fs::read_dir("/proc").unwrap();
-    let lines = lines.filter_map(|e| std::fs::read(e.unwrap().path().join("cmdline")).ok());
-    lines.filter(|line| line.ends_with(end.as_bytes())).count()
+    let read = |pid: &std::fs::DirEntry, file: &str| std::fs::read(pid.path().join(file)).unwrap_or_default();
+    let all = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    let asleep = all.filter(|pid| read(pid, "cmdline").ends_with(end.as_bytes()));
+    asleep.filter(|pid| String::from_utf8_lossy(&read(pid, "cgroup")).contains(container)).count()
 }
