@@ -1,11 +1,12 @@
 //! What a command leaves behind that is killed at its timeout: runtimes kill its first process only (containerd and runc),
 //! and children that ignore signals would pile up, one family for each run, and hold the call open.
 //!
-//! A command that is about to time out is found while its first process still runs: it is the leader of a session of its
-//! own, in the container's cgroup, with a parent outside of it, with exactly the command's words, and younger than the
-//! call. When the call has timed out, what still is of that session and that cgroup is killed. The kernel gives nobody a
-//! session's number while it has members, so this cannot hit others; what a command put into a session of its own, as a
-//! daemon would, stays. Where anything is in doubt nothing is killed.
+//! A command that is about to time out is found while its first process still runs: it is of a session of its own (which it
+//! leads with runc; with crun the leader was a helper that is gone), in the container's cgroup, with a parent outside of
+//! it, with exactly the command's words, and younger than the call. When the call has timed out, what still is of that
+//! session and that cgroup is killed. The kernel gives nobody a session's number while it has members, so this cannot hit
+//! others; what a command put into a session of its own, as a daemon would, stays. Where anything is in doubt nothing is
+//! killed.
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::path::{Path, PathBuf};
@@ -75,14 +76,14 @@ fn find(proc: &Path, instance: &str, command: &[String], ago: Duration) -> Optio
     let since = u64::try_from(uptime.checked_sub(ago)?.as_nanos() / TICK.as_nanos()).ok()?;
     let wanted: Vec<u8> = command.iter().flat_map(|word| word.bytes().chain([0])).collect();
     let mut found = processes(proc).filter(|s| {
-        s.session == s.pid
+        (s.session == s.pid || stat(proc, s.session).is_none())
             && s.started >= since
             && is_in(proc, s.pid, instance)
             && !is_in(proc, s.parent, instance)
             && std::fs::read(proc.join(s.pid.to_string()).join("cmdline")).is_ok_and(|c| c == wanted)
     });
-    let leader = found.next()?;
-    found.next().is_none().then(|| Session { id: leader.pid, instance: instance.to_owned() })
+    let first = found.next()?;
+    found.next().is_none().then(|| Session { id: first.session, instance: instance.to_owned() })
 }
 
 fn kill(proc: &Path, session: &Session) -> usize {
@@ -171,12 +172,17 @@ mod tests {
         process(proc, (30, 20, 30, 9600), &inside, &command); // a daemon of the container
         process(proc, (40, 10, 40, 9600), &inside, &["sh"]); // somebody's shell
         process(proc, (50, 10, 50, 9600), "/kubepods/podu/other", &command);
-        process(proc, (60, 10, 10, 9600), &inside, &command); // no leader
+        process(proc, (60, 10, 10, 9600), &inside, &command); // in the session of another
         assert_eq!(look(), None);
         process(proc, (70, 10, 70, 9500), &inside, &command);
         assert_eq!(look(), Some(70));
         process(proc, (80, 10, 80, 9600), &format!("/kubepods.slice/cri-containerd-{ID}.scope"), &command);
         assert_eq!(look(), None, "two of them");
+        for pid in ["70", "80"] {
+            std::fs::remove_dir_all(proc.join(pid)).unwrap();
+        }
+        process(proc, (91, 10, 90, 9600), &inside, &command);
+        assert_eq!(look(), Some(90), "its session's leader is gone");
     }
 
     #[test]

@@ -23,9 +23,14 @@ pub mod script;
 mod wants;
 
 use anyhow::{Context as _, Result};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Mutex;
+
+/// The names of the cases that agree: `agree.txt`.
+pub fn listed() -> BTreeSet<&'static str> {
+    include_str!("../agree.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect()
+}
 
 /// What became of one case.
 #[derive(Clone, Debug, PartialEq, Eq)]

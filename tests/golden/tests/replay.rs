@@ -7,10 +7,7 @@
     reason = "a test: a panic is its failure, its output is the table"
 )]
 
-use golden::{Verdict, case, no_cgroups, run_all};
-use std::collections::BTreeSet;
-
-const LIST: &str = include_str!("../agree.txt");
+use golden::{Verdict, case, listed, no_cgroups, run_all};
 
 #[test]
 fn the_cases_on_the_list_agree_and_no_others() {
@@ -21,7 +18,7 @@ fn the_cases_on_the_list_agree_and_no_others() {
     if let Some(why) = no_cgroups().unwrap() {
         println!("SKIPPED: the comparison of cgroup values: {why}");
     }
-    let listed: BTreeSet<&str> = LIST.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let listed = listed();
     let names = case::names(&golden).unwrap();
     let (mut agree, mut differ, mut skipped, mut wrong) = (0, 0, 0, Vec::new());
     for (name, verdict) in run_all(&golden, &names, false).unwrap() {
