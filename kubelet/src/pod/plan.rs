@@ -223,6 +223,11 @@ pub fn plan(input: &Input<'_>) -> Plan {
 
 /// Nothing of the pod runs, and nothing of it will run again.
 pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
+    (desired.stop.is_some() || outcome_as_seen(desired, observed).is_some()) && !observed.is_live()
+}
+
+/// The pod's own end by what is seen alone, without what an actor remembers.
+fn outcome_as_seen(desired: &Desired, observed: &Observed) -> Option<Outcome> {
     let (memory, readiness) = (Memory::default(), Readiness::default());
     let input = Input {
         desired,
@@ -233,7 +238,7 @@ pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
         now: 0,
         backoff_cap: Duration::ZERO,
     };
-    (desired.stop.is_some() || outcome(&input).is_some()) && !observed.is_live()
+    outcome(&input)
 }
 
 /// The sandbox is usable: ready, and with an address unless it is on the host's network.

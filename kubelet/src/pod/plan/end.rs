@@ -1,12 +1,10 @@
 //! The plan of a pod that must end: its processes, its sandbox, its cgroup, and what is left of it. Pure.
 
-use super::policy::outcome;
-use super::{Input, Kill, Memory, Outcome, POD, Phase, Plan, Step, retry_at};
+use super::{Input, Kill, Outcome, POD, Phase, Plan, Step, outcome_as_seen, retry_at};
 use crate::api::{self, Pod};
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
 use crate::pod::desired::{Desired, SHORTEST_GRACE, StopReason, grace_of};
 use crate::pod::translate::resources::is_sidecar;
-use crate::probe::Readiness;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -24,17 +22,7 @@ pub fn overran(desired: &Desired, observed: &Observed) -> bool {
         return false;
     };
     let in_time = |i: &Instance| i.state == State::Exited && i.finished_at <= *at;
-    let (memory, readiness) = (Memory::default(), Readiness::default());
-    let input = Input {
-        desired,
-        observed,
-        memory: &memory,
-        readiness: &readiness,
-        cgroup: false,
-        now: 0,
-        backoff_cap: Duration::ZERO,
-    };
-    outcome(&input).is_none() || !observed.containers.iter().all(in_time)
+    outcome_as_seen(desired, observed).is_none() || !observed.containers.iter().all(in_time)
 }
 
 /// Ends everything; then, when the source has let go of the pod, removes everything.
