@@ -187,8 +187,21 @@ mod tests {
 
     #[test]
     fn what_runs_is_read_as_the_kernel_writes_it() {
-        let own = stat(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
-        assert_eq!(own.parent, std::os::unix::process::parent_id().cast_signed());
-        assert!(own.started > 0 && own.session > 0 && !own.zombie);
+        use std::io::Read as _;
+        use std::process::{Command, Stdio};
+        // A session of its own: that of the test may have its leader in an outer PID namespace, where it reads 0.
+        let mut child = Command::new("setsid")
+            .args(["sh", "-c", "echo up; read end"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 2]).unwrap();
+        let pid = child.id().cast_signed();
+        let seen = stat(Path::new("/proc"), pid).unwrap();
+        assert_eq!((seen.pid, seen.parent, seen.session), (pid, std::process::id().cast_signed(), pid));
+        assert!(seen.started > 0 && !seen.zombie);
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 }
