@@ -93,11 +93,11 @@ async fn a_runtime_that_is_away_for_a_while_is_waited_for() {
     node.put("p-3", marks.pod("p-3", 1));
     node.remove("leaves");
     // The length of the outage is the point of the test.
-    let outage = number("STEVEDORE_OUTAGE", 10);
+    let outage = number("STEVEDORE_OUTAGE", 60);
     tokio::time::sleep(Duration::from_secs(outage)).await;
-    // A short one is no reason to call the agent ill, a long one is.
+    // It is the runtime that is ill, not the agent: restarting the agent would not help.
     let health = http::get(node.healthz, "/healthz").await.unwrap();
-    assert_eq!(health.status, if outage > 35 { 500 } else { 200 }, "{}", health.body);
+    assert_eq!(health.status, 200, "{}", health.body);
     assert_eq!(node.pods().await.unwrap().len(), 5, "the agent forgot pods while the runtime was away");
     node.turn.as_mut().unwrap().private_mut().unwrap().restart().await.unwrap();
     node.wait_healthy().await;
