@@ -29,25 +29,31 @@ need_packages() {
 		"${missing[@]}" >&2
 }
 
-# A toolchain of rust-toolchain.toml's release: rustup fetches it on first use. Debian's own rustup where
-# the suite has it.
+# A toolchain of rust-toolchain.toml's release or later. Where there is none, Debian's: its newest is in packages of their
+# own, those that browsers are built with; or rustup, where the suite has that.
+RUST_PACKAGES=(cargo-web rustc-web rustfmt-web rust-web-clippy)
 need_rust() {
 	[ -d "${CARGO_HOME:-$HOME/.cargo}/bin" ] && PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-	if ! command -v cargo >/dev/null; then
-		apt-get -qq update
-		apt-cache show rustup >/dev/null 2>&1 ||
-			fail "there is no Rust toolchain, and this Debian has no package rustup: install rustup, then run this again"
-		need_packages rustup
-	fi
 	local wanted have
 	wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+	if ! command -v cargo >/dev/null; then
+		apt-get -qq update
+		have=$(apt-cache policy "${RUST_PACKAGES[0]}" | sed -n 's/^ *Candidate: //p')
+		if [[ $have == [0-9]* ]] && dpkg --compare-versions "$have" ge "$wanted"; then
+			need_packages "${RUST_PACKAGES[@]}"
+		elif apt-cache show rustup >/dev/null 2>&1; then
+			need_packages rustup
+		else
+			fail "there is no Rust toolchain, and this Debian has none of $wanted: install rustup, then run this again"
+		fi
+	fi
 	# rustup 1.28 and later no longer fetch the toolchain by themselves.
 	if command -v rustup >/dev/null && ! rustup toolchain list | grep -q "^$wanted"; then
 		say "fetching Rust $wanted"
 		rustup toolchain install "$wanted" --profile minimal --component rustfmt --component clippy >&2
 	fi
 	have=$(cargo --version | cut -d' ' -f2)
-	[ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n1)" = "$wanted" ] ||
+	dpkg --compare-versions "$have" ge "$wanted" ||
 		fail "cargo $have is too old, $wanted is needed: install rustup, then run this again"
 }
 
