@@ -7,7 +7,8 @@
 use crate::api::{Container, PodRef};
 use crate::event::{Event, Kind, Recorder};
 use crate::metrics::Metrics;
-use crate::probe::http::{self, Agent, Get, GetError, Scheme};
+use crate::probe::Prober;
+use crate::probe::http::{Agent, Get, GetError, Scheme};
 use k8s_openapi::api::core::v1::{HTTPGetAction, LifecycleHandler};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,14 +16,13 @@ use std::time::Duration;
 /// So many bytes of a command's output go into a status. Upstream has no bound.
 const OUTPUT: usize = 4096;
 
-/// A hook has no time limit of its own, and the HTTP client wants one.
-const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// The container whose hook it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     /// The runtime.
     pub runtime: &'a cri::Client,
+    /// Asks over the network.
+    pub prober: &'a dyn Prober,
     /// Where events go.
     pub recorder: &'a Recorder,
     /// What is measured.
@@ -77,17 +77,15 @@ async fn ask(target: &Target<'_>, action: &HTTPGetAction) -> Result<(), String> 
     };
     let mut request =
         Get::of(action, target.container, &ip, Agent::Lifecycle).map_err(|error| error.to_string())?;
-    let error = match http::get(&request, NO_LIMIT).await {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
-    };
+    let Err(error) = target.prober.get(request.clone()).await else { return Ok(()) };
     if !matches!(error, GetError::Tls { plain: true, .. }) {
         return Err(error.to_string());
     }
     // Upstream's favour to hooks from the days when the scheme was not looked at. A secret is not sent in the clear.
     request.scheme = Scheme::Http;
     request.headers.remove("authorization");
-    if http::get(&request, NO_LIMIT).await.is_err() {
+    let at = authority(&request);
+    if target.prober.get(request).await.is_err() {
         return Err(error.to_string());
     }
     target.metrics.lifecycle_handler_http_fallbacks.inc();
@@ -96,10 +94,7 @@ async fn ask(target: &Target<'_>, action: &HTTPGetAction) -> Result<(), String> 
         field_path: None,
         kind: Kind::Warning,
         reason: "LifecycleHTTPFallback".into(),
-        message: format!(
-            "request to HTTPS lifecycle hook {} got HTTP response, retry with HTTP succeeded",
-            authority(&request)
-        ),
+        message: format!("request to HTTPS lifecycle hook {at} got HTTP response, retry with HTTP succeeded"),
     });
     Ok(())
 }
@@ -159,6 +154,7 @@ fn go_quote(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::api::PodUid;
+    use crate::probe::Live;
     use cri::fake::{ExecAnswer, FakeRuntime};
     use cri::v1;
     use serde_json::json;
@@ -196,6 +192,7 @@ mod tests {
         let (recorder, metrics) = (Recorder::new(8), Metrics::default());
         let target = Target {
             runtime: &client,
+            prober: &Live::new(client.clone()),
             recorder: &recorder,
             metrics: &metrics,
             pod: &pod,
@@ -265,6 +262,7 @@ mod tests {
         let mut events = recorder.subscribe();
         let target = Target {
             runtime: &client,
+            prober: &Live::new(client.clone()),
             recorder: &recorder,
             metrics: &metrics,
             pod: &pod,

@@ -7,7 +7,7 @@ use crate::event::Recorder;
 use crate::image::Images;
 use crate::metrics::Metrics;
 use crate::pleg::Pleg;
-use crate::probe::Probes;
+use crate::probe::{Prober, Probes};
 use crate::status::{NodeIdentity, Statuses};
 use crate::trace::Tracer;
 use crate::userns::UserNamespaces;
@@ -27,6 +27,8 @@ pub struct Rooms {
     pub images: Images,
     /// Probes of containers.
     pub probes: Probes,
+    /// Asks what hooks want asked over the network.
+    pub prober: Arc<dyn Prober>,
     /// Volumes and the pods' directories.
     pub volumes: Volumes,
     /// Ids of the node for pods with a user namespace.

@@ -1,11 +1,11 @@
 //! [`Prober`]: how one question is put to a container, and the real one, which asks over the runtime or the network.
 //!
-//! Called by the room's task alone, once for each run of a probe. Answers read as upstream's, word for word: they become
+//! Called by the room's task, once for each run of a probe, and for hooks that ask over the network. Answers read as upstream's, word for word: they become
 //! events.
 
 use super::dial::{self, host_port};
 use super::grpc;
-use super::http::{self, Agent, Get};
+use super::http::{self, Agent, Get, GetError};
 use super::leftover::Hunter;
 use super::readiness::Kind;
 use super::spec::{Timing, container, probe_of};
@@ -21,6 +21,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// How much of what a command prints is told.
 pub const OUTPUT_LIMIT: usize = 10 << 10;
+
+/// A hook has no time limit of its own, and the HTTP client wants one.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One run of one probe.
 #[derive(Clone, Debug)]
@@ -64,6 +67,11 @@ pub enum Answer {
 pub trait Prober: Send + Sync + fmt::Debug {
     /// Asks once.
     fn ask(&self, question: Question) -> BoxFuture<'static, Answer>;
+
+    /// The request of a hook. It has no time limit of its own, and any answer will do.
+    fn get(&self, request: Get) -> BoxFuture<'static, Result<(), GetError>> {
+        Box::pin(async move { http::get(&request, NO_LIMIT).await.map(drop) })
+    }
 }
 
 /// The real one.

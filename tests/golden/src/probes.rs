@@ -1,4 +1,4 @@
-//! What probes met in the recording, acted out: a [`Prober`] that answers as the containers did, when they did.
+//! What probes and hooks met in the recording, acted out: a [`Prober`] that answers as the containers did, when they did.
 //!
 //! The stock agent begins to probe at a moment of its own (its timer runs from the pod's creation); ours as soon as the
 //! container runs. So that containers fail when they did, a question waits for the moment at which the recorded one of
@@ -9,6 +9,7 @@ use crate::case::Case;
 use base64::Engine as _;
 use cri::fake::FakeRuntime;
 use futures::future::BoxFuture;
+use kubelet::probe::http::{Get, GetError};
 use kubelet::probe::{Answer, Kind, Prober, Question};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -53,6 +54,11 @@ impl Recorded {
 }
 
 impl Prober for Recorded {
+    /// Every hook of the recordings that asked got an answer.
+    fn get(&self, _: Get) -> BoxFuture<'static, Result<(), GetError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn ask(&self, question: Question) -> BoxFuture<'static, Answer> {
         let meta = self.fake.containers().into_iter().find(|c| c.id == question.instance);
         let meta = meta.and_then(|c| c.metadata).unwrap_or_default();

@@ -5,7 +5,7 @@ use crate::replay::Outcome;
 use serde_json::Value;
 
 /// Cases by name whose script needs something that the replay or the agent does not have.
-const BY_NAME: [(&str, &str); 11] = [
+const BY_NAME: [(&str, &str); 10] = [
     ("evict-container-ephemeral", "eviction"),
     ("evict-emptydir", "eviction"),
     ("evict-emptydir-exit3", "eviction"),
@@ -15,7 +15,6 @@ const BY_NAME: [(&str, &str); 11] = [
     ("preempt-by-critical", "preemption"),
     ("static-pod", "mirror pods"),
     ("static-pod-api-reference", "mirror pods"),
-    ("prestop-http", "time that stands still while a hook asks over the network"),
     ("readiness-gates", "conditions that others set"),
 ];
 

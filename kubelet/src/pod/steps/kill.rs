@@ -142,7 +142,16 @@ impl Steps {
     ) -> hooks::Target<'a> {
         let rooms = &self.rooms;
         let (recorder, metrics) = (&rooms.recorder, &rooms.metrics);
-        hooks::Target { runtime: &rooms.runtime, recorder, metrics, pod: &self.pod, ip, container, id }
+        hooks::Target {
+            runtime: &rooms.runtime,
+            prober: &*rooms.prober,
+            recorder,
+            metrics,
+            pod: &self.pod,
+            ip,
+            container,
+            id,
+        }
     }
 
     /// The pod's primary address, as far as it is known.
