@@ -1,7 +1,7 @@
 //! [`Prober`]: how one question is put to a container, and the real one, which asks over the runtime or the network.
 //!
-//! Called by the room's task, once for each run of a probe, and for hooks that ask over the network. Answers read as upstream's, word for word: they become
-//! events.
+//! Called by the room's task, once for each run of a probe, and for hooks that ask over the network. Answers read as
+//! upstream's, word for word: they become events.
 
 use super::dial::{self, host_port};
 use super::grpc;
