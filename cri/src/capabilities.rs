@@ -26,6 +26,9 @@ pub struct Capabilities {
     pub cgroup_driver: Option<v1::CgroupDriver>,
     /// GetContainerEvents gives events (KEP-3386).
     pub container_events: bool,
+    /// Each event goes to one subscriber only, and perhaps to one that is gone: containerd 1.7, the one that has events and
+    /// no RuntimeConfig. Until a stream has given something, what happens may not be on it.
+    pub events_may_go_astray: bool,
     /// Which measurements can be had.
     pub stats: Stats,
     /// The Stream… calls beside the lists are there (KEP-5825).
@@ -85,6 +88,7 @@ impl Capabilities {
         let driver = |config: &v1::RuntimeConfigResponse| {
             config.linux.as_ref().map(v1::LinuxRuntimeConfiguration::cgroup_driver)
         };
+        let container_events = answers.container_events == EventStream::Open;
         Self {
             runtime_name: answers.version.runtime_name.clone(),
             runtime_version: answers.version.runtime_version.clone(),
@@ -94,7 +98,8 @@ impl Capabilities {
                 .collect(),
             features: answers.status.features.unwrap_or_default(),
             cgroup_driver: answers.runtime_config.as_ref().ok().and_then(driver),
-            container_events: answers.container_events == EventStream::Open,
+            container_events,
+            events_may_go_astray: container_events && answers.runtime_config == Err(Kind::Unimplemented),
             stats: Stats {
                 containers: there(answers.container_stats),
                 sandboxes: there(answers.sandbox_stats),
@@ -224,5 +229,6 @@ mod tests {
         );
         assert_eq!(seen, want);
         assert!(got.stats.containers);
+        assert_eq!(got.events_may_go_astray, got.runtime_release() == Some((1, 7)));
     }
 }

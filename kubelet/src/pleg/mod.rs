@@ -1,8 +1,8 @@
 //! pleg: the only writer of what is running.
 //!
 //! It listens to the runtime's event stream where there is one and looks again at the pod an event names; it looks at
-//! everything only at the start, after a reconnect, and at a slow interval as a net. A runtime without events is
-//! listed every [`Config::poll`]. Each pod is looked at by a job of its own, so a container whose status hangs delays
+//! everything only at the start, after a reconnect, and at a slow interval as a net. A runtime without events, or whose
+//! stream cannot be relied on yet, is listed every [`Config::poll`]. Each pod is looked at by a job of its own, so a container whose status hangs delays
 //! nobody else.
 //!
 //! Pod actors [`subscribe`](Pleg::subscribe) to their pod and [`look`](Pleg::look) when they need to see what they
@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct Config {
     /// Interval of the full look where the runtime has an event stream.
     pub net: Duration,
-    /// Interval of the full look where it has none.
+    /// Interval of the full look where it has none, or none that can be relied on.
     pub poll: Duration,
 }
 

@@ -81,6 +81,8 @@ pub struct Task {
     /// Event streams in a row that ended before they gave anything.
     empty_streams: u32,
     events: Option<cri::Events>,
+    /// The present stream has given something.
+    proven: bool,
 }
 
 impl Task {
@@ -105,6 +107,7 @@ impl Task {
             full_failures: 0,
             empty_streams: 0,
             events: None,
+            proven: false,
         }
     }
 
@@ -276,7 +279,7 @@ impl Task {
         let before = std::mem::replace(&mut self.full_began, Instant::now());
         self.metrics.pleg_relist_interval.observe_duration(self.full_began - before);
         if self.events.is_none() && self.capable_of_events() {
-            self.events = Some(self.runtime.container_events());
+            (self.events, self.proven) = (Some(self.runtime.container_events()), false);
             self.metrics.evented_pleg_connections.inc();
         }
         let (runtime, first) = (self.runtime.clone(), self.picture.is_some());
@@ -295,6 +298,14 @@ impl Task {
         self.runtime.connection().borrow().capabilities().is_some_and(|c| c.container_events)
     }
 
+    /// Whether what happens comes as an event. containerd 1.7 hands out events in turn to all who ever subscribed, those
+    /// that are gone first, and each of those takes one with it: an agent's first events may be lost to its predecessors.
+    fn events_come(&self) -> bool {
+        let connection = self.runtime.connection();
+        let astray = connection.borrow().capabilities().is_some_and(|c| c.events_may_go_astray);
+        self.events.is_some() && (self.proven || !astray)
+    }
+
     fn full_done(&mut self, error: Option<&cri::Error>) {
         self.full_in_flight = false;
         let events = self.events.is_some();
@@ -303,7 +314,7 @@ impl Task {
                 self.full_failures = 0;
                 self.metrics.pleg_relist_duration.observe_duration(self.full_began.elapsed());
                 self.metrics.pleg_last_seen.set(jiff::Timestamp::now().as_second() as f64);
-                match (std::mem::take(&mut self.full_again), events) {
+                match (std::mem::take(&mut self.full_again), self.events_come()) {
                     (true, _) => Duration::ZERO,
                     (false, true) => self.config.net,
                     (false, false) => self.config.poll,
@@ -381,7 +392,7 @@ impl Task {
     fn event(&mut self, event: Option<Result<v1::ContainerEventResponse, cri::Error>>) {
         match event {
             Some(Ok(event)) => {
-                self.empty_streams = 0;
+                (self.empty_streams, self.proven) = (0, true);
                 // What was created or started was so by an actor that looks for itself when its step is done.
                 let ours = matches!(
                     event.container_event_type(),

@@ -83,6 +83,27 @@ async fn an_event_that_was_lost_is_made_up_for_by_the_net() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_that_go_to_an_agent_that_is_gone_are_made_up_for_until_the_first_one_comes() {
+    let node = Node::with(FakeRuntime::builder().any_image().profile(Profile::Containerd17));
+    let agent = node.start_synced(&[pod("u", &["a"])]).await;
+    agent.until_ready("u").await;
+    agent.kill().await;
+    let agent = node.start_synced(&[pod("u", &["a"])]).await;
+    agent.until_ready("u").await;
+    // Its predecessor gets this one.
+    node.fake.lose_events(1);
+    let began = Instant::now();
+    node.fake.exit(&node.running()[0], 1);
+    agent.until("it runs again", || node.instances("u", "a").len() == 2 && node.running().len() == 1).await;
+    assert!(began.elapsed() <= 2 * SECOND, "{:?}", began.elapsed());
+    // The restart was seen by events: an idle node is asked for nothing any more.
+    pass(2 * SECOND).await;
+    let listed = node.count("ListContainers");
+    pass(3600 * SECOND).await;
+    assert_eq!(node.count("ListContainers"), listed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_broken_event_stream_everything_is_looked_at() {
     let node = Node::new();
     let agent = node.start_synced(&[pod("u", &["a"])]).await;
