@@ -4,7 +4,7 @@
 use super::affinity::{self, NodeLabels};
 use super::books::Promised;
 use crate::api::{self, Pod};
-use crate::pod::translate::{self, resources::is_sidecar};
+use crate::pod::translate::{self, resources::is_sidecar, security::APPARMOR_ANNOTATION};
 use crate::quantity::Nano;
 
 /// What the node has to give.
@@ -81,9 +81,15 @@ fn apparmor(pod: &Pod, node: &Node) -> Result<(), Rejection> {
     let spec = api::spec(pod);
     let of_pod = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let of_containers =
-        containers.filter_map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
-    let wanted = of_pod.into_iter().chain(of_containers).any(|p| p.type_ != "Unconfined");
+    let contexts = containers
+        .filter_map(|c| c.security_context.as_ref())
+        .chain(spec.ephemeral_containers.iter().flatten().filter_map(|c| c.security_context.as_ref()));
+    let of_containers = contexts.filter_map(|s| s.app_armor_profile.as_ref());
+    let by_field = of_pod.into_iter().chain(of_containers).any(|p| p.type_ != "Unconfined");
+    // No server has turned the old annotation of a static pod into the field.
+    let mut old =
+        pod.metadata.annotations.iter().flatten().filter(|(key, _)| key.starts_with(APPARMOR_ANNOTATION));
+    let wanted = by_field || old.any(|(_, profile)| profile != "unconfined");
     if wanted && !node.apparmor {
         return Err(Rejection::new(
             "AppArmor",

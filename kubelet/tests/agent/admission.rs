@@ -124,6 +124,32 @@ async fn sysctls_that_are_not_allowed_are_refused_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_profile_that_the_kernel_does_not_enforce_is_refused_however_it_is_asked_for() {
+    let node = Node::new();
+    let agent = node.start_synced(&[]).await;
+    let profile = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+    let mut own = container("main");
+    own["securityContext"] = profile.clone();
+    let annotated = |uid: &str, profile: &str| {
+        let mut p = custom(uid, uid, json!({"containers": [container("main")]}));
+        let key = "container.apparmor.security.beta.kubernetes.io/main".to_owned();
+        p.metadata.annotations.get_or_insert_default().insert(key, profile.to_owned());
+        p
+    };
+    let why = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    for (uid, p) in [
+        ("u1", custom("u1", "u1", json!({"containers": [container("main")], "securityContext": profile}))),
+        ("u2", custom("u2", "u2", json!({"containers": [own]}))),
+        ("u3", annotated("u3", "localhost/strict")),
+    ] {
+        agent.put(&p).await;
+        refused(&agent, uid, "AppArmor", why).await;
+    }
+    agent.put(&annotated("u4", "unconfined")).await;
+    agent.until_ready("u4").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_supported_is_refused_by_the_fields_name() {
     let node = Node::new();
     let agent = node.start_synced(&[]).await;

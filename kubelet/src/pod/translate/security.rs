@@ -36,7 +36,7 @@ const MASKED_PATHS: [&str; 12] = [
 /// Parts of `/proc` that cannot be written unless `procMount: Unmasked`.
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Where AppArmor profiles stood before they were a field; static pods may still use it.
-const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+pub const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// `PodSandboxConfig.linux.security_context`.
 pub fn sandbox_security(pod: &Pod, facts: &NodeFacts) -> Result<LinuxSandboxSecurityContext, TranslateError> {
