@@ -271,6 +271,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn standard_input_and_a_terminal_are_there_when_asked_for() {
+        let asked = |container: &str| {
+            let c = config(container, |_| {}).unwrap();
+            (c.stdin, c.stdin_once, c.tty)
+        };
+        assert_eq!(asked(""), (false, false, false));
+        assert_eq!(asked("stdin: true"), (true, false, false));
+        assert_eq!(asked("stdin: true, stdinOnce: true, tty: true"), (true, true, true));
+    }
+
+    #[test]
     fn the_agents_own_files_follow_the_volumes() {
         let paths = |container: &str| {
             let c = config(container, |_| {}).unwrap();
