@@ -17,13 +17,14 @@ use self::tally::{Tally, of_cargo_test, of_golden};
 use crate::runtime::{self, Flavour, Oci};
 use crate::{cmd, tree};
 
-/// The runtimes that end-to-end tests run on: the oldest supported and a current one, each with both OCI
-/// runtimes.
-const MATRIX: [(Flavour, Oci); 4] = [
+/// The runtimes that end-to-end tests run on: every release that is supported, each with both OCI runtimes.
+const MATRIX: [(Flavour, Oci); 6] = [
     (Flavour::Debian, Oci::Runc),
     (Flavour::V2, Oci::Runc),
     (Flavour::Debian, Oci::Crun),
     (Flavour::V2, Oci::Crun),
+    (Flavour::V1_7, Oci::Runc),
+    (Flavour::V1_7, Oci::Crun),
 ];
 /// How many end-to-end lanes run at once.
 const AT_ONCE: usize = 2;
