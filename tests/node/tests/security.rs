@@ -6,6 +6,7 @@ use node_e2e::manifest::{FOREVER, pod, sh};
 use node_e2e::node::Options;
 use node_e2e::{Node, status};
 use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt as _;
 
 fn with(name: &str, security_context: &Value) -> Value {
     let mut c = sh(name, FOREVER);
@@ -109,6 +110,96 @@ async fn groups_are_those_of_the_pod_and_no_escalation_means_none() {
     assert_eq!(node.exec(&ready, "c", escalates).await, "1");
     assert_eq!(node.exec(&ready, "d", escalates).await, "0");
     assert_eq!(node.exec(&ready, "c", "touch /v/x && stat -c %g /v/x").await.trim(), "4567");
+    node.finish().await;
+}
+
+/// Whether the runtime has user namespaces; where not, that is what the running test is skipped for.
+async fn has_user_namespaces(node: &Node) -> bool {
+    let capabilities = node.cri.connected().await;
+    let has = capabilities.handlers.get("").is_some_and(|h| h.user_namespaces);
+    if !has {
+        let (name, version) = (&capabilities.runtime_name, &capabilities.runtime_version);
+        node_e2e::skip(format!("{name} {version} and its OCI runtime announce no user namespaces"));
+    }
+    has
+}
+
+/// `inside outside length` of the first line of an id map.
+fn id_map(text: &str) -> (u32, u32, u32) {
+    let ids: Vec<u32> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    (ids[0], ids[1], ids[2])
+}
+
+#[tokio::test]
+async fn pods_with_users_of_their_own_are_nobody_on_the_node_and_own_their_files() {
+    let Some(mut node) = Node::start().await else { return };
+    if !has_user_namespaces(&node).await {
+        node.finish().await;
+        return;
+    }
+    let shared = node.dir.join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let own = |name: &str| {
+        let mut p = pod(name, [sh("c", FOREVER)]);
+        p["spec"]["hostUsers"] = false.into();
+        p["spec"]["volumes"] = json!([
+            { "name": "own", "emptyDir": {} },
+            { "name": "memory", "emptyDir": { "medium": "Memory" } },
+            { "name": "host", "hostPath": { "path": shared, "type": "Directory" } },
+        ]);
+        p["spec"]["containers"][0]["volumeMounts"] = json!([
+            { "name": "own", "mountPath": "/own" },
+            { "name": "memory", "mountPath": "/memory" },
+            { "name": "host", "mountPath": "/host" },
+        ]);
+        p
+    };
+    node.put("one", own("one"));
+    node.put("two", own("two"));
+    let mut taken = Vec::new();
+    for name in ["one", "two"] {
+        let ready = node.wait_ready(name).await;
+        let (inside, outside, length) = id_map(&node.exec(&ready, "c", "cat /proc/self/uid_map").await);
+        assert_eq!((inside, length), (0, 65536));
+        assert!(outside >= 65536, "{outside} is an id of the node's own");
+        taken.push(outside);
+        let groups = id_map(&node.exec(&ready, "c", "cat /proc/self/gid_map").await);
+        assert_eq!(groups, (inside, outside, length));
+        // On the node its root is an ordinary user.
+        let pid = node.container_pid(&ready, "c").await;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains(&format!("Uid:\t{outside}\t{outside}")), "{status}");
+        // Volumes are mapped: root's files are root's, within and without.
+        let script = format!("for d in own memory host; do touch /$d/{name}; stat -c %u:%g /$d/{name}; done");
+        assert_eq!(node.exec(&ready, "c", &script).await, "0:0\n0:0\n0:0\n", "{name}");
+        let of_host = std::fs::metadata(shared.join(name)).unwrap();
+        assert_eq!((of_host.uid(), of_host.gid()), (0, 0), "{name}");
+        assert_eq!(
+            node.exec(&ready, "c", "stat -c %u:%g /etc/hosts /dev/termination-log").await,
+            "0:0\n0:0\n"
+        );
+    }
+    assert_ne!(taken[0], taken[1], "two pods have the same ids");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_unmasked_proc_hides_nothing_from_a_pod_with_users_of_its_own() {
+    let Some(mut node) = Node::start().await else { return };
+    if !has_user_namespaces(&node).await {
+        node.finish().await;
+        return;
+    }
+    let mut p = pod("p", [with("plain", &json!({})), with("open", &json!({ "procMount": "Unmasked" }))]);
+    p["spec"]["hostUsers"] = false.into();
+    node.put("p", p);
+    let ready = node.wait_ready("p").await;
+    let covered = "grep -c ' /proc/[a-z]' /proc/self/mountinfo || true";
+    assert_ne!(node.exec(&ready, "plain", covered).await, "0\n");
+    assert_eq!(node.exec(&ready, "open", covered).await, "0\n");
+    // Not that it could write what is the node's.
+    let write = "echo 1 > /proc/sys/kernel/panic 2>/dev/null && echo wrote || echo refused";
+    assert_eq!(node.exec(&ready, "open", write).await, "refused\n");
     node.finish().await;
 }
 
