@@ -7,7 +7,9 @@ use crate::cgroup::{CgroupConfig, NodeValues};
 use crate::clock::Clock;
 use crate::config::{KubeletConfiguration, Loaded};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
-use crate::image::{CredentialConfig, GcConfig, ImageConfig, PullConfig};
+use crate::image::{
+    Allowlist, CredentialConfig, GcConfig, ImageConfig, PullConfig, RecordConfig, VerificationPolicy,
+};
 use crate::log::{self, RotationConfig};
 use crate::node::{self, Capacity};
 use crate::pleg;
@@ -174,7 +176,25 @@ fn images(loaded: &Loaded, root_dir: &Path) -> Result<ImageConfig, SettingsError
             max_age: config.image_maximum_gc_age.to_std(),
             ..GcConfig::default()
         }),
+        records: loaded.gates.enabled("KubeletEnsureSecretPulledImages").then(|| RecordConfig {
+            dir: root_dir.join("image_manager"),
+            policy: verification(config),
+            clock: Clock::System,
+        }),
     })
+}
+
+/// Which policies there are was checked when the configuration was read, and so was the list.
+fn verification(config: &KubeletConfiguration) -> VerificationPolicy {
+    match config.image_pull_credentials_verification_policy.as_str() {
+        "NeverVerify" => VerificationPolicy::NeverVerify,
+        "NeverVerifyPreloadedImages" => VerificationPolicy::NeverVerifyPreloadedImages,
+        "NeverVerifyAllowlistedImages" => VerificationPolicy::NeverVerifyAllowlistedImages(
+            Allowlist::parse(&config.preloaded_images_verification_allowlist).unwrap_or_default(),
+        ),
+        // The strictest, should there ever be another.
+        _ => VerificationPolicy::AlwaysVerify,
+    }
 }
 
 /// `containerLog*`, as checked when the configuration was read.

@@ -2,7 +2,7 @@
 //!
 //! Pod actors call [`Images::ensure`] for each container and [`Images::forget`] when a pod is gone. The room records
 //! every event but the last, `Error: <reason>`, which is the actor's, as it is for any reason a container waits for. It
-//! remembers only who failed to pull what (in memory).
+//! remembers who failed to pull what (in memory) and with whose credentials images were pulled (in files).
 //!
 //! | file | |
 //! | --- | --- |
@@ -10,7 +10,8 @@
 //! | `policy` | pull policy, words |
 //! | `backoff` | 10 s doubling to 300 s per pod and image |
 //! | `pull` | pulls under way: a task each, shared, bounded |
-//! | `credential` | what registries are shown: docker configuration files, exec credential providers |
+//! | `credential` | what registries are shown: secrets, docker configuration files, exec credential providers |
+//! | `record` | who may use an image that is here |
 //! | `hold` | what keeps an image between a look and the container made from it |
 //! | `gc` | removal of what nobody uses |
 //! | `runtime` | the seam to the runtime |
@@ -22,23 +23,27 @@ mod hold;
 pub mod name;
 pub mod policy;
 mod pull;
+mod record;
 mod runtime;
 
 pub use credential::CredentialConfig;
 pub use gc::policy::GcConfig;
 pub use policy::PullPolicy;
 pub use pull::PullConfig;
+pub use record::RecordConfig;
+pub use record::policy::{Allowlist, Policy as VerificationPolicy};
 pub use runtime::ImageRuntime;
 
 use crate::api::{PodRef, PodUid};
 use crate::event::{Event, Kind, Recorder};
 use crate::metrics::{Metrics, image_size_bucket};
 use backoff::Backoffs;
-use credential::Credentials;
+use credential::{Credentials, PullSecret, Tracked};
 use cri::v1::{Image, ImageSpec, PodSandboxConfig};
 use gc::Gc;
 use hold::{Hold, Holds};
 use pull::Pulls;
+use record::{Records, Verdict};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -56,6 +61,7 @@ struct Inner {
     pulls: Arc<Pulls>,
     credentials: Credentials,
     holds: Arc<Holds>,
+    records: Option<Arc<Records>>,
     gc: Arc<Gc>,
     gc_config: Option<GcConfig>,
     backoffs: Mutex<Backoffs>,
@@ -72,6 +78,8 @@ pub struct ImageConfig {
     pub credentials: CredentialConfig,
     /// When unused images go; `None` is never.
     pub gc: Option<GcConfig>,
+    /// Who may use what is here; `None` (gate `KubeletEnsureSecretPulledImages` off): everybody, and nothing is recorded.
+    pub records: Option<RecordConfig>,
 }
 
 /// Who an image's processes run as unless a pod says otherwise.
@@ -96,6 +104,8 @@ pub struct EnsureImage<'a> {
     pub image: &'a str,
     /// `imagePullPolicy`; the API's default without it.
     pub policy: Option<&'a str>,
+    /// The pod's `imagePullSecrets`, as far as they could be had.
+    pub secrets: &'a [PullSecret],
     /// The pod's sandbox, for the pull.
     pub sandbox_config: &'a PodSandboxConfig,
     /// Images may be laid out apart for each handler; empty for the default one. It does not travel (the stock agent's
@@ -150,15 +160,25 @@ impl Images {
         metrics: Metrics,
     ) -> Self {
         let (ended, holds) = (Arc::<Notify>::default(), Arc::<Holds>::default());
-        let pulls = Arc::new(Pulls::new(runtime.clone(), config.pulls, ended.clone()));
+        let records = config.records.map(|c| Arc::new(Records::new(c, metrics.clone())));
+        let pulls = Pulls::new(runtime.clone(), config.pulls, records.clone(), ended.clone());
+        let pulls = Arc::new(pulls);
         let credentials = Credentials::new(config.credentials, metrics.clone());
-        let gc = Gc::new(runtime.clone(), holds.clone(), ended, recorder.clone(), metrics.clone());
+        let gc = Gc::new(
+            runtime.clone(),
+            holds.clone(),
+            records.clone(),
+            ended,
+            recorder.clone(),
+            metrics.clone(),
+        );
         Self {
             inner: Arc::new(Inner {
                 runtime,
                 pulls,
                 credentials,
                 holds,
+                records,
                 gc: Arc::new(gc),
                 gc_config: config.gc,
                 backoffs: Mutex::default(),
@@ -168,10 +188,25 @@ impl Images {
         }
     }
 
-    /// Removes unused images for as long as the agent runs; returns at once where that is off.
+    /// Settles what an earlier agent recorded, then removes unused images for as long as the agent runs; returns where that
+    /// is off.
     pub async fn collect_garbage(self) {
+        self.settle_records().await;
         if let Some(config) = self.inner.gc_config.filter(GcConfig::is_on) {
             self.inner.gc.clone().run(config).await;
+        }
+    }
+
+    /// An earlier agent may have died in a pull, and images may have gone while none ran.
+    async fn settle_records(&self) {
+        let Some(records) = &self.inner.records else { return };
+        records.begin_round();
+        match self.inner.runtime.list_images().await {
+            Ok(images) => {
+                records.recover(&images);
+                records.prune(images.iter().map(|i| i.id.as_str()));
+            }
+            Err(error) => tracing::warn!(%error, "cannot settle the records of pulled images"),
         }
     }
 
@@ -198,6 +233,7 @@ impl Images {
             }
         };
         let policy = pull_policy(&wish)?;
+        let mut credentials = None;
         let spec = ImageSpec {
             image,
             annotations: wish.pod_annotations.cloned().unwrap_or_default(),
@@ -208,19 +244,22 @@ impl Images {
             self.count("unknown", policy, "true");
         } else {
             let here = self.look(&wish, &spec).await?;
-            self.count(
-                bool_label(here.is_some()),
-                policy,
-                bool_label(here.is_none() && policy != PullPolicy::Never),
-            );
-            if let Some(found) = here {
-                let text = format!(
-                    "Container image {:?} already present on machine and can be accessed by the pod",
-                    wish.image
-                );
+            let present = here.is_some();
+            let mut usable = None;
+            if let Some(found) = here
+                && self.may_use(&wish, &found.id, &mut credentials).await
+            {
+                usable = Some(found);
+            }
+            let pull = usable.is_none() && (present || policy != PullPolicy::Never);
+            self.count(bool_label(present), policy, bool_label(pull));
+            if let Some(found) = usable {
+                let asked = if self.inner.records.is_some() { " and can be accessed by the pod" } else { "" };
+                let text = format!("Container image {:?} already present on machine{asked}", wish.image);
                 self.event(&wish, Kind::Normal, "Pulled", &text);
                 return Ok(found_image(found, spec.image));
             }
+            // Who may not use what is here is not told that it is here.
             if policy == PullPolicy::Never {
                 let text =
                     format!("Container image {:?} is not present with pull policy of Never", wish.image);
@@ -229,7 +268,34 @@ impl Images {
             }
         }
         self.back_off(&wish)?;
-        self.pull(&wish, spec).await
+        self.pull(&wish, spec, credentials).await
+    }
+
+    /// Whether the pod may have `id`, which is here under the name it wishes for. What was looked up to answer that goes to
+    /// `credentials`.
+    async fn may_use(
+        &self,
+        wish: &EnsureImage<'_>,
+        id: &str,
+        credentials: &mut Option<Vec<Tracked>>,
+    ) -> bool {
+        let Some(records) = &self.inner.records else { return true };
+        match records.ask(wish.image, id) {
+            Verdict::Granted => true,
+            Verdict::Denied => false,
+            Verdict::Depends(recorded) => {
+                let shown = credentials.insert(self.credentials(wish).await);
+                records.shown(wish.image, id, &recorded, shown)
+            }
+        }
+    }
+
+    async fn credentials(&self, wish: &EnsureImage<'_>) -> Vec<Tracked> {
+        match name::repository(wish.image) {
+            Ok(repository) => self.inner.credentials.for_image(&repository, wish.secrets).await,
+            // It has been parsed before.
+            Err(_) => Vec::new(),
+        }
     }
 
     /// The pod is gone: so is its back-off.
@@ -261,16 +327,20 @@ impl Images {
         })
     }
 
-    async fn pull(&self, wish: &EnsureImage<'_>, spec: ImageSpec) -> Result<Found, ImageError> {
+    async fn pull(
+        &self,
+        wish: &EnsureImage<'_>,
+        spec: ImageSpec,
+        credentials: Option<Vec<Tracked>>,
+    ) -> Result<Found, ImageError> {
         let start = Instant::now();
         self.event(wish, Kind::Normal, "Pulling", &format!("Pulling image {:?}", wish.image));
-        let credentials = match name::repository(&spec.image) {
-            Ok(repository) => self.inner.credentials.for_image(&repository).await,
-            // It has been parsed before.
-            Err(_) => Vec::new(),
+        let credentials = match credentials {
+            Some(known) => known,
+            None => self.credentials(wish).await,
         };
         let (handler, sandbox) = (wish.runtime_handler, wish.sandbox_config.clone());
-        let result = self.inner.pulls.pull(spec.clone(), handler, credentials, sandbox).await;
+        let result = self.inner.pulls.pull(spec.clone(), wish.image, handler, credentials, sandbox).await;
         let pulled = match result {
             Ok(pulled) => pulled,
             Err(message) => {

@@ -83,6 +83,15 @@ pub fn repository(image: &str) -> Result<String, NameError> {
     Ok(format!("{domain}/{library}{path}"))
 }
 
+/// The full name of `image`, with its tag and digest, or `latest` where it has neither.
+pub fn full(image: &str) -> Result<String, NameError> {
+    let tagged = with_default_tag(image)?;
+    let (repository, parsed) = (repository(&tagged)?, parse(&tagged)?);
+    let tag = parsed.tag.map(|t| format!(":{t}")).unwrap_or_default();
+    let digest = parsed.digest.map(|d| format!("@{d}")).unwrap_or_default();
+    Ok(format!("{repository}{tag}{digest}"))
+}
+
 /// `image` with `:latest` where it names neither tag nor digest; otherwise as written.
 pub fn with_default_tag(image: &str) -> Result<String, NameError> {
     let parsed = parse(image)?;
@@ -269,5 +278,17 @@ mod tests {
             with_default_tag(&format!("a@sha256:{}", SHA.to_uppercase())),
             Err(NameError::DigestFormat)
         );
+    }
+
+    #[test]
+    fn a_full_name_is_the_same_however_it_is_written() {
+        for (image, want) in [
+            ("busybox", "docker.io/library/busybox:latest".to_owned()),
+            ("docker.io/library/busybox:latest", "docker.io/library/busybox:latest".to_owned()),
+            ("r.test:5000/a:1", "r.test:5000/a:1".to_owned()),
+            (&format!("r.test/a:1@sha256:{SHA}"), format!("r.test/a:1@sha256:{SHA}")),
+        ] {
+            assert_eq!(full(image), Ok(want), "{image}");
+        }
     }
 }

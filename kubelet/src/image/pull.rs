@@ -1,9 +1,11 @@
 //! Pulls under way: one task each, shared by everybody who waits for the same image, as many at once as configured.
 //!
 //! Called by the room's handle only. A pull belongs to nobody: when those who wait for it leave, it goes on, and who
-//! comes back finds it under way or done. Never retries; that is the back-off's business.
+//! comes back finds it under way or done. What it begins and brings is recorded here, so that it is recorded whoever is
+//! left. Never retries; that is the back-off's business.
 
-use super::credential::Credential;
+use super::credential::{Source, Tracked};
+use super::record::Records;
 use super::runtime::ImageRuntime;
 use crate::trace;
 use cri::v1::{ImageSpec, PodSandboxConfig};
@@ -47,9 +49,9 @@ pub struct Pulled {
 /// The runtime's message, or why it was not asked.
 pub type PullResult = Result<Pulled, String>;
 type Ongoing = Shared<BoxFuture<'static, PullResult>>;
-/// Image, runtime handler and credentials: the same image may be laid out apart for each handler, and what one may pull
-/// says nothing about another.
-type Key = (String, String, Vec<Credential>);
+/// Image as its pod's author wrote it, runtime handler and credentials: the same image may be laid out apart for each
+/// handler, and what one may pull says nothing about another.
+type Key = (String, String, Vec<Tracked>);
 
 /// Every pull under way.
 #[derive(Debug)]
@@ -58,32 +60,40 @@ pub struct Pulls {
     turns: Option<Arc<Semaphore>>,
     rate: Mutex<Rate>,
     ongoing: Mutex<HashMap<Key, Ongoing>>,
+    records: Option<Arc<Records>>,
     /// Told when a pull has ended: there is less room on the disk, whatever came of it.
     ended: Arc<Notify>,
 }
 
 impl Pulls {
-    pub fn new(runtime: Arc<dyn ImageRuntime>, config: PullConfig, ended: Arc<Notify>) -> Self {
+    pub fn new(
+        runtime: Arc<dyn ImageRuntime>,
+        config: PullConfig,
+        records: Option<Arc<Records>>,
+        ended: Arc<Notify>,
+    ) -> Self {
         let at_once = if config.serialize { Some(1) } else { config.max_parallel };
         Self {
             runtime,
             turns: at_once.map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
             rate: Mutex::new(Rate::new(config, Instant::now())),
             ongoing: Mutex::default(),
+            records,
             ended,
         }
     }
 
-    /// Joins the pull of this image for this handler with these credentials, or starts it. They are tried in order;
-    /// without any the pull is anonymous. Dropping the future leaves the pull alone.
+    /// Joins the pull of this image, called `written` by its pod's author, for this handler with these credentials, or starts
+    /// it. They are tried in order; without any the pull is anonymous. Dropping the future leaves the pull alone.
     pub async fn pull(
         self: &Arc<Self>,
         image: ImageSpec,
+        written: &str,
         handler: &str,
-        credentials: Vec<Credential>,
+        credentials: Vec<Tracked>,
         sandbox: PodSandboxConfig,
     ) -> PullResult {
-        let key = (image.image.clone(), handler.to_owned(), credentials);
+        let key = (written.to_owned(), handler.to_owned(), credentials);
         let ongoing = {
             let mut table = self.ongoing.lock().unwrap_or_else(PoisonError::into_inner);
             match table.get(&key) {
@@ -105,6 +115,44 @@ impl Pulls {
 
     async fn run(self: Arc<Self>, key: Key, image: ImageSpec, sandbox: PodSandboxConfig) -> PullResult {
         let listed = Listed { pulls: &self, key };
+        let (written, _, credentials) = &listed.key;
+        let Some(records) = &self.records else {
+            return self.try_each(&image, credentials, &sandbox).await.map(|(pulled, _)| pulled);
+        };
+        records.pull_begins(written).map_err(|e| {
+            format!("Failed to record image pull intent for container image {written:?}: {e}")
+        })?;
+        match self.try_each(&image, credentials, &sandbox).await {
+            Ok((pulled, used)) => {
+                let id = self.id_of(&image, &pulled.image_ref).await;
+                let hash = used.map(|t| t.credential.hash()).unwrap_or_default();
+                records.pulled(written, &id, used.map_or(&Source::Node, |t| &t.source), &hash);
+                Ok(pulled)
+            }
+            Err(e) => {
+                records.pull_failed(written);
+                Err(e)
+            }
+        }
+    }
+
+    /// The id by which the image is found again: most runtimes answer it, some a digest.
+    async fn id_of(&self, image: &ImageSpec, image_ref: &str) -> String {
+        let hex = image_ref.strip_prefix("sha256:").unwrap_or(image_ref);
+        if hex.len() == image_ref.len() && hex.len() != 64 {
+            let found = self.runtime.image_status(image.clone()).await.ok().flatten();
+            return found.map_or_else(|| image_ref.to_owned(), |i| i.id);
+        }
+        image_ref.to_owned()
+    }
+
+    /// The first that works, and the credential that it took.
+    async fn try_each<'c>(
+        &self,
+        image: &ImageSpec,
+        credentials: &'c [Tracked],
+        sandbox: &PodSandboxConfig,
+    ) -> Result<(Pulled, Option<&'c Tracked>), String> {
         let _turn = match &self.turns {
             Some(turns) => Some(turns.acquire().await.map_err(|e| e.to_string())?),
             None => None,
@@ -113,15 +161,15 @@ impl Pulls {
             return Err("pull QPS exceeded".to_owned());
         }
         let start = Instant::now();
-        let credentials = &listed.key.2;
-        let auths: Vec<_> = match credentials.is_empty() {
+        let shown: Vec<_> = match credentials.is_empty() {
             true => vec![None],
-            false => credentials.iter().map(|c| Some(c.auth())).collect(),
+            false => credentials.iter().map(Some).collect(),
         };
         let mut failures = Vec::new();
-        for auth in auths {
+        for tracked in shown {
+            let auth = tracked.map(|t| t.credential.auth());
             match self.runtime.pull_image(image.clone(), auth, sandbox.clone()).await {
-                Ok(image_ref) => return Ok(Pulled { image_ref, took: start.elapsed() }),
+                Ok(image_ref) => return Ok((Pulled { image_ref, took: start.elapsed() }, tracked)),
                 Err(e) if !failures.contains(&e.message) => failures.push(e.message),
                 Err(_) => {}
             }

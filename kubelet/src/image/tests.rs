@@ -144,20 +144,32 @@ pub(super) struct Bench {
     pub(super) images: Images,
     pub(super) events: Receiver<Event>,
     pub(super) metrics: Metrics,
+    /// Where what was pulled is recorded.
+    pub(super) dir: Option<tempfile::TempDir>,
 }
 
 fn bench(fake: Arc<Fake>, pulls: PullConfig) -> Bench {
-    bench_with(fake, ImageConfig { pulls, ..ImageConfig::default() })
+    // The recorded words are those of the gate being on.
+    let dir = tempfile::tempdir().unwrap();
+    let records = RecordConfig {
+        dir: dir.path().join("image_manager"),
+        policy: VerificationPolicy::default(),
+        clock: crate::clock::Clock::System,
+    };
+    let mut bench = bench_with(fake, ImageConfig { pulls, records: Some(records), ..ImageConfig::default() });
+    bench.dir = Some(dir);
+    bench
 }
 
 pub(super) fn bench_with(fake: Arc<Fake>, config: ImageConfig) -> Bench {
     let recorder = Recorder::new(1000);
     let events = recorder.subscribe();
     let metrics = Metrics::default();
-    Bench { images: Images::new(fake.clone(), config, recorder, metrics.clone()), fake, events, metrics }
+    let images = Images::new(fake.clone(), config, recorder, metrics.clone());
+    Bench { images, fake, events, metrics, dir: None }
 }
 
-fn pod(uid: &str) -> PodRef {
+pub(super) fn pod(uid: &str) -> PodRef {
     PodRef { uid: PodUid::new(uid), namespace: "demo".into(), name: "p".into() }
 }
 
@@ -170,6 +182,7 @@ impl Bench {
             field_path: "spec.containers{c}",
             image,
             policy: (!policy.is_empty()).then_some(policy),
+            secrets: &[],
             sandbox_config: &PodSandboxConfig::default(),
             runtime_handler: "",
         };
@@ -410,7 +423,7 @@ fn with_credentials(fake: Arc<Fake>, dir: &std::path::Path, entries: &[(&str, &s
     let places = credential::SearchPlaces { config: vec![dir.to_owned()], legacy: Vec::new() };
     let credentials = CredentialConfig { places, ..CredentialConfig::default() };
     let pulls = PullConfig { serialize: false, ..PullConfig::default() };
-    bench_with(fake, ImageConfig { pulls, credentials, gc: None })
+    bench_with(fake, ImageConfig { pulls, credentials, ..ImageConfig::default() })
 }
 
 fn write_credentials(dir: &std::path::Path, entries: &[(&str, &str)]) {

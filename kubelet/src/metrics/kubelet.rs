@@ -237,6 +237,9 @@ families! {
     // image
     image_pull_duration: Family<Histogram, 1> = histograms("kubelet_image_pull_duration_seconds", "How long pulls took, by size of the image (see image_size_bucket).", ["image_size_in_bytes"], IMAGE_PULL);
     ensure_image_requests: Family<Counter, 3> = counters("kubelet_image_manager_ensure_image_requests_total", "Images asked for, by whether they were here, the pull policy, and whether a pull was needed.", ["present_locally", "pull_policy", "pull_required"]);
+    image_must_pull_checks: Family<Counter, 1> = counters("kubelet_imagemanager_image_mustpull_checks_total", "Questions whether a pod may use an image that is here, by result: credentialPolicyAllowed, credentialRecordFound, mustAuthenticate, error.", ["result"]);
+    pull_intents_on_disk: Gauge = gauge("kubelet_imagemanager_ondisk_pullintents", "Records of pulls under way.");
+    pulled_records_on_disk: Gauge = gauge("kubelet_imagemanager_ondisk_pulledrecords", "Records of pulled images.");
     image_volume_requested: Counter = counter("kubelet_image_volume_requested_total", "Image volumes that containers asked for.");
     image_volume_mounted: Counter = counter("kubelet_image_volume_mounted_succeed_total", "Image volumes that the runtime mounted.");
     image_volume_errors: Counter = counter("kubelet_image_volume_mounted_errors_total", "Image volumes of containers that the runtime could not make.");

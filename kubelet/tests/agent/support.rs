@@ -11,7 +11,7 @@ use kubelet::assemble::{Agent, Settings};
 use kubelet::cgroup::{CgroupConfig, NodeValues};
 use kubelet::clock::Clock;
 use kubelet::event::Event;
-use kubelet::image::{ImageConfig, PullConfig};
+use kubelet::image::{ImageConfig, PullConfig, RecordConfig, VerificationPolicy};
 use kubelet::log::RotationConfig;
 use kubelet::metrics::Metrics;
 use kubelet::pleg;
@@ -206,6 +206,11 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         user_ids: Pool::default(),
         images: ImageConfig {
             pulls: PullConfig { serialize: false, registry_qps: 0, ..PullConfig::default() },
+            records: Some(RecordConfig {
+                dir: dir.join("root/image_manager"),
+                policy: VerificationPolicy::default(),
+                clock,
+            }),
             ..ImageConfig::default()
         },
         tracer: Tracer::default(),

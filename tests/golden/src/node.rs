@@ -8,7 +8,7 @@ use kubelet::api::Origin;
 use kubelet::assemble::Settings;
 use kubelet::cgroup::{CgroupConfig, Cgroups, NodeValues, Version};
 use kubelet::clock::Clock;
-use kubelet::image::ImageConfig;
+use kubelet::image::{ImageConfig, RecordConfig, VerificationPolicy};
 use kubelet::log::RotationConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
@@ -120,7 +120,14 @@ impl Node {
             backoff_cap: backoff::DEFAULT_CAP,
             clock,
             user_ids: kubelet::userns::Pool::default(),
-            images: ImageConfig::default(),
+            images: ImageConfig {
+                records: Some(RecordConfig {
+                    dir: self.path("root").join("image_manager"),
+                    policy: VerificationPolicy::default(),
+                    clock,
+                }),
+                ..ImageConfig::default()
+            },
             prober: None,
             tracer: Tracer::default(),
             // The runtime in memory writes no logs: what is never there must not be asked for.

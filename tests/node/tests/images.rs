@@ -273,3 +273,137 @@ async fn an_unused_image_goes_when_the_disk_is_full_and_the_others_stay() {
     node.wait_ready("last").await;
     node.finish().await;
 }
+
+fn records(node: &Node, kind: &str) -> Vec<String> {
+    let dir = node.places.root_dir.join("image_manager").join(kind);
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.map(|e| fs::read_to_string(e.unwrap().path()).unwrap()).collect()
+}
+
+/// The node's credentials do not open the registry at first: an image that is here already is nobody's until they do.
+#[tokio::test]
+async fn an_image_that_is_here_is_given_only_to_whom_the_registry_lets_in() {
+    let registry = Registry::start(Access::Basic("user".to_owned(), "right".to_owned())).await;
+    let layout = unique("verified").await;
+    let image = registry.offer("team/verified", "1", &layout);
+    let config = Some(json!({ "imagePullCredentialsVerificationPolicy": "AlwaysVerify" }));
+    let Some(mut node) = node(&registry, Options { config, ..Options::default() }).await else { return };
+    let private = node.turn.as_ref().and_then(|t| t.private()).unwrap();
+    private.import(&[Layout { reference: image.clone(), ..layout }]).await.unwrap();
+    write_credentials(&node, &registry, "user", "wrong");
+    launch(&mut node).await;
+    node.put("never", of("never", &image, "Never"));
+    let message = wait_reason(&node, "never", "ErrImageNeverPull").await;
+    assert_eq!(message, format!("Container image {image:?} is not present with pull policy of Never"));
+    node.put("denied", of("denied", &image, "IfNotPresent"));
+    wait_reason(&node, "denied", "ImagePullBackOff").await;
+    assert!(registry.requests().iter().any(|r| r.ends_with(" user")), "{:?}", registry.requests());
+    assert_eq!(records(&node, "pulled"), [""; 0]);
+    write_credentials(&node, &registry, "user", "right");
+    node.put("allowed", of("allowed", &image, "IfNotPresent"));
+    node.wait_ready("allowed").await;
+    let pulled = records(&node, "pulled").join("");
+    let repository = image.trim_end_matches(":1");
+    let known = format!("\"credentialMapping\":{{{repository:?}:{{\"nodePodsAccessible\":true}}}}");
+    assert!(pulled.contains(&known) && pulled.contains("kubelet.config.k8s.io/v1beta1"), "{pulled}");
+    assert_eq!(records(&node, "pulling"), [""; 0]);
+    // Another agent knows it too, even if the registry does not answer any more.
+    registry.fault("team/verified", Some(Fault::Status(500)));
+    node.kill9();
+    launch(&mut node).await;
+    let asked = registry.requests().len();
+    node.put("later", of("later", &image, "Never"));
+    node.wait_ready("later").await;
+    assert_eq!(registry.requests().len(), asked, "{:?}", registry.requests());
+    node.finish().await;
+}
+
+/// A pod whose containers mount the image as a volume, each in its own way, and one that does not.
+fn with_volume(name: &str, image: &str, policy: &str, mounts: &[Value]) -> Value {
+    let container = |(n, mount): (usize, &Value)| {
+        let mut c = sh(&format!("c{n}"), FOREVER);
+        c["volumeMounts"] = json!([mount]);
+        c
+    };
+    let mut containers: Vec<Value> = mounts.iter().enumerate().map(container).collect();
+    containers.push(sh("plain", FOREVER));
+    let mut p = pod(name, containers);
+    p["spec"]["volumes"] = json!([{ "name": "v", "image": { "reference": image, "pullPolicy": policy } }]);
+    p
+}
+
+/// Why the runtime mounts no images, if it does not: it announces nothing of that.
+fn no_image_mounts(runtime: &cri::Capabilities) -> Option<String> {
+    let (name, version) = (runtime.runtime_name.as_str(), runtime.runtime_version.trim_start_matches('v'));
+    let mut numbers = version.split(['.', '~', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let release = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let since = if name == "containerd" { (2, 1) } else { (1, 31) };
+    (release < since).then(|| format!("{name} {version} has no image volumes"))
+}
+
+#[tokio::test]
+async fn an_image_volume_shows_the_images_files_read_only_whole_or_in_part() {
+    let registry = Registry::start(Access::Open).await;
+    let image = registry.offer("team/files", "1", &unique("volume").await);
+    let Some(mut node) = node(&registry, Options::default()).await else { return };
+    launch(&mut node).await;
+    let mounts = [
+        json!({ "name": "v", "mountPath": "/v" }),
+        json!({ "name": "v", "mountPath": "/v", "subPath": "etc" }),
+    ];
+    if let Some(why) = no_image_mounts(&*node.cri.connected().await) {
+        // It is told, and costs the containers that do not mount it nothing.
+        node.put("old", with_volume("old", &image, "IfNotPresent", &mounts[..1]));
+        node.wait("old", "refused", |p| {
+            status::waiting(p, "c0") == Some("CreateContainerError") && status::running(p, "plain")
+        })
+        .await;
+        node.finish().await;
+        node_e2e::skip(why);
+        return;
+    }
+    node.put("p", with_volume("p", &image, "IfNotPresent", &mounts));
+    let ready = node.wait_ready("p").await;
+    assert_eq!(node.exec(&ready, "c0", "cat /v/etc/salt").await, "volume");
+    assert_eq!(node.exec(&ready, "c1", "cat /v/salt").await, "volume");
+    for c in ["c0", "c1"] {
+        let wrote = node.exec(&ready, c, "touch /v/x 2>/dev/null && echo yes || echo no").await;
+        assert_eq!(wrote, "no\n", "{c}");
+    }
+    let mounted = status::container(&ready, "c1").unwrap().volume_mounts.clone().unwrap_or_default();
+    let names: Vec<_> = mounted.iter().map(|m| (m.name.as_str(), m.mount_path.as_str())).collect();
+    assert_eq!(names, [("v", "/v")]);
+    // It is here now, and the pull policies of a volume are those of a container.
+    let asked = registry.requests().len();
+    node.put("here", with_volume("here", &image, "Never", &mounts[..1]));
+    node.wait_ready("here").await;
+    assert_eq!(registry.requests().len(), asked);
+    node.put("again", with_volume("again", &image, "Always", &mounts[..1]));
+    node.wait_ready("again").await;
+    assert!(registry.requests().len() > asked);
+    // What is not in the image cannot be mounted from it.
+    let absent = [json!({ "name": "v", "mountPath": "/v", "subPath": "no/such" })];
+    node.put("absent", with_volume("absent", &image, "IfNotPresent", &absent));
+    node.wait("absent", "refused", |p| status::waiting(p, "c0") == Some("CreateContainerError")).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_volume_whose_image_cannot_be_had_keeps_its_container_waiting_and_no_other() {
+    let registry = Registry::start(Access::Open).await;
+    let missing = registry.name("team/missing", "1");
+    let Some(mut node) = node(&registry, Options::default()).await else { return };
+    launch(&mut node).await;
+    let mount = [json!({ "name": "v", "mountPath": "/v" })];
+    for (name, policy, reason) in
+        [("never", "Never", "ErrImageNeverPull"), ("absent", "IfNotPresent", "ImagePullBackOff")]
+    {
+        node.put(name, with_volume(name, &missing, policy, &mount));
+        let seen = node.wait(name, reason, |p| status::waiting(p, "c0") == Some(reason)).await;
+        let state = status::container(&seen, "c0").unwrap().state.clone().unwrap();
+        let message = state.waiting.unwrap().message.unwrap_or_default();
+        assert!(message.contains(&missing), "{message}");
+        node.wait(name, "running but for one", |p| status::running(p, "plain")).await;
+    }
+    node.finish().await;
+}

@@ -6,6 +6,7 @@ use super::{Report, Shown};
 use crate::config::duration::GoDuration;
 use crate::config::gates::FeatureGates;
 use crate::config::types::KubeletConfiguration;
+use crate::image::Allowlist;
 use crate::quantity;
 use std::net::IpAddr;
 
@@ -148,5 +149,7 @@ pub(super) fn images(c: &KubeletConfiguration, gates: &FeatureGates, report: &mu
     if !list.is_empty() && policy != "NeverVerifyAllowlistedImages" {
         let rule = format!("needs {path}: NeverVerifyAllowlistedImages");
         report.fail("preloadedImagesVerificationAllowlist", list, rule);
+    } else if let Err(why) = Allowlist::parse(list) {
+        report.fail("preloadedImagesVerificationAllowlist", list, why);
     }
 }

@@ -268,6 +268,10 @@ mod tests {
                 "preloadedImagesVerificationAllowlist: [a]",
                 "preloadedImagesVerificationAllowlist: [\"a\"] needs imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages",
             ),
+            (
+                "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\npreloadedImagesVerificationAllowlist: [r.test/a/*, r.test/b:1]",
+                "preloadedImagesVerificationAllowlist: [\"r.test/a/*\", \"r.test/b:1\"] \"r.test/b:1\" must be a full name without tag and digest, such as r.test/b",
+            ),
         ] {
             check(text, want);
         }

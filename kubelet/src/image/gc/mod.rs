@@ -7,6 +7,7 @@
 pub mod policy;
 
 use super::hold::Holds;
+use super::record::Records as PullRecords;
 use super::runtime::ImageRuntime;
 use crate::event::{Event, Kind, Recorder};
 use crate::metrics::Metrics;
@@ -21,6 +22,8 @@ pub struct Gc {
     runtime: Arc<dyn ImageRuntime>,
     records: Mutex<Records>,
     holds: Arc<Holds>,
+    /// Records of what was pulled go with the images.
+    pulled: Option<Arc<PullRecords>>,
     /// A pull has ended: the filesystem may have filled.
     grown: Arc<Notify>,
     recorder: Recorder,
@@ -46,12 +49,13 @@ impl Gc {
     pub fn new(
         runtime: Arc<dyn ImageRuntime>,
         holds: Arc<Holds>,
+        pulled: Option<Arc<PullRecords>>,
         grown: Arc<Notify>,
         recorder: Recorder,
         metrics: Metrics,
     ) -> Self {
         let records = Mutex::new(Records::new(Instant::now()));
-        Self { runtime, records, holds, grown, recorder, metrics }
+        Self { runtime, records, holds, pulled, grown, recorder, metrics }
     }
 
     /// An image is used from now on.
@@ -95,7 +99,13 @@ impl Gc {
 
     async fn round(&self, config: &GcConfig) -> Result<(), GcError> {
         let now = Instant::now();
+        if let Some(pulled) = &self.pulled {
+            pulled.begin_round();
+        }
         let images = self.runtime.list_images().await?;
+        if let Some(pulled) = &self.pulled {
+            pulled.prune(images.iter().map(|i| i.id.as_str()));
+        }
         let used = self.runtime.images_in_use(false).await?;
         let mut candidates = self.records().look(&images, &used, now);
         let mut old = self.records().take_old(&mut candidates, config, now);
@@ -147,6 +157,9 @@ impl Gc {
         let Some(_removing) = self.holds.begin_removal(&candidate.names) else { return false };
         match self.runtime.remove_image(&candidate.id).await {
             Ok(()) => {
+                if let Some(pulled) = &self.pulled {
+                    pulled.forget(&candidate.id);
+                }
                 tracing::info!(image = candidate.id, names = ?candidate.names, bytes = candidate.size, reason, "removed an unused image");
                 self.metrics.image_garbage_collected.with([reason]).inc();
                 true

@@ -78,6 +78,8 @@ impl Steps {
             field_path: "",
             image: image.unwrap_or_default(),
             policy,
+            // They live in an API server.
+            secrets: &[],
             sandbox_config: &made.config,
             runtime_handler: "",
         }
