@@ -147,6 +147,14 @@ fn a_syntax_error_says_where_and_shows_nothing_of_the_file() {
     assert!(got.contains("line") && !got.contains("hunter2"), "{got}");
 }
 
+/// What this thread has computed: other than the clock on the wall it does not depend on who else does.
+fn cpu_seconds() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(|t| t.parse::<u64>().unwrap());
+    ticks.sum::<u64>() / 100
+}
+
 #[test]
 fn a_flood_of_errors_is_bounded_in_size_and_time() {
     let mounts = r#"{"name":"n","mountPath":"/a"},"#.repeat(100_000);
@@ -157,16 +165,16 @@ fn a_flood_of_errors_is_bounded_in_size_and_time() {
         mounts.trim_end_matches(','),
         volumes.trim_end_matches(',')
     );
-    let started = std::time::Instant::now();
+    let started = cpu_seconds();
     let text = decode_pod(json.as_bytes()).unwrap_err().to_string();
     assert!(text.len() < 20_000, "{}", text.len());
-    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    assert!(cpu_seconds() - started < 30);
 
     let booleans: String =
         (0..20_000).map(|i| format!("  - {{name: c{i}, image: i, stdin: yes}}\n")).collect();
     let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers:\n{booleans}");
     assert!(matches!(manifest(text.as_bytes()), Err(DecodeError::Type(_))));
-    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    assert!(cpu_seconds() - started < 60);
 }
 
 mod properties {
