@@ -133,6 +133,7 @@ impl Actor {
             }
             if std::mem::take(&mut self.adopting) {
                 self.steps.link_logs(&self.seen).await;
+                self.resume_reset(&desired.pod);
             }
             self.count_restarts();
             let plan = self.plan(&desired);
@@ -185,6 +186,15 @@ impl Actor {
                 return;
             }
         }
+    }
+
+    /// Where an earlier incarnation was killed while it ended and removed all containers to run them again, that goes on. For
+    /// the back-off it counts as if this agent had begun it.
+    fn resume_reset(&mut self, pod: &Pod) {
+        let Some(source) = plan::begun_reset(pod, &self.seen, &self.memory.restarts) else { return };
+        let entry = backoff::restarted(source, self.rooms.clock.nanos(), self.rooms.backoff_cap);
+        self.memory.resetting = Some(source.id.clone());
+        self.memory.backoff.insert(source.name.clone(), entry);
     }
 
     /// Takes what pleg published, unless this actor has seen something newer itself.

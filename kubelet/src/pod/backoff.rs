@@ -54,8 +54,17 @@ pub fn decide(entry: Option<Entry>, finished: i64, now: i64, cap: Duration) -> V
 /// quick, unless the last one ran for long.
 pub fn recover(latest: &Instance, cap: Duration) -> Option<Entry> {
     let n = latest.restart_count.checked_sub(1)?;
-    let wait = INITIAL.saturating_mul(1u32.checked_shl(n.min(16)).unwrap_or(u32::MAX)).min(cap);
-    Some(Entry { wait, updated: latest.created_at })
+    Some(Entry { wait: nth(n, cap), updated: latest.created_at })
+}
+
+/// The state to keep at `now` for a restart after `latest` that an agent of which nothing is known had decided.
+pub fn restarted(latest: &Instance, now: i64, cap: Duration) -> Entry {
+    Entry { wait: nth(latest.restart_count, cap), updated: now }
+}
+
+/// The wait after `n` doublings.
+fn nth(n: u32, cap: Duration) -> Duration {
+    INITIAL.saturating_mul(1u32.checked_shl(n.min(16)).unwrap_or(u32::MAX)).min(cap)
 }
 
 #[cfg(test)]

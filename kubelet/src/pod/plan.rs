@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 pub use end::overran;
-pub use policy::{ended_for_good, may_restart_all, outcome};
+pub use policy::{begun_reset, ended_for_good, may_restart_all, outcome};
 
 /// Where a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +76,8 @@ pub struct Memory {
     pub restarts: HashMap<String, u32>,
     /// The pod was seen to have ended by itself: it does not begin again because what it left behind is lost.
     pub outcome: Option<Outcome>,
-    /// All containers are being removed to be run again, because this instance's end asked for it.
+    /// All containers are being removed to be run again, because this instance's end asked for it. Lost, it is known again
+    /// by [`begun_reset`].
     pub resetting: Option<String>,
     /// Sandboxes that have been stopped by us.
     pub stopped: HashSet<String>,

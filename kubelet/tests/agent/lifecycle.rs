@@ -1,7 +1,7 @@
 //! Sidecars, ephemeral containers, restart rules and restart counts, as the runtime and the pod's owner see them.
 
 use crate::support::{Node, Running, SECOND, container, custom, pass, pod};
-use cri::fake::{FakeRuntime, Script};
+use cri::fake::{FakeRuntime, Fault, Script};
 use cri::v1;
 use kubelet::api::Pod;
 use serde_json::{Value, json};
@@ -172,6 +172,65 @@ async fn restart_all_containers_runs_the_pod_again_in_its_sandbox_from_the_first
         assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("RestartingAllContainers")));
     }
     node.witness.assert_never_two();
+}
+
+/// A node whose agents wait 20 s at most, and one whose pod [`resetting`] has yet to ask for the third time: then an agent that
+/// remembers nothing is more patient than one that saw the long run before.
+async fn before_the_third_reset() -> (Node, Running) {
+    let mut node = Node::with(FakeRuntime::builder().any_image().write_logs());
+    node.settings.backoff_cap = 20 * SECOND;
+    node.fake.script("init", Script::exits(0, SECOND));
+    let ends = [5, 60, 5].map(|seconds| Script::exits(88, seconds * SECOND));
+    node.fake.scripts("source", ends.into_iter().chain([Script::forever()]));
+    let agent = node.start_synced(&[resetting()]).await;
+    agent.until("it was reset twice", || node.count("StartContainer") == 3 * 4 && agent.is_ready("u")).await;
+    node.fake.forget_calls();
+    (node, agent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_all_containers_is_completed_by_the_next_agent_wherever_the_first_was_killed() {
+    let names = ["init", "side", "source", "main"];
+    let calls = [
+        ("StopContainer", "main"),
+        ("StopContainer", "side"),
+        ("RemoveContainer", "main"),
+        ("RemoveContainer", "side"),
+        ("RemoveContainer", "init"),
+        ("RemoveContainer", "source"),
+    ];
+    for (call, object) in calls {
+        for after in [false, true] {
+            let what = format!("{call} {object}, killed {}", if after { "after" } else { "before" });
+            let (node, agent) = before_the_third_reset().await;
+            let fault = if after { Fault::hang_answer(call) } else { Fault::hang(call) };
+            let hung = node.fake.fault(fault.object(object).once());
+            agent.until(&what, || hung.hits() == 1).await;
+            agent.kill().await;
+            hung.release();
+            let agent = node.start_synced(&[resetting()]).await;
+            agent.until(&what, || agent.is_ready("u") && count(&agent, "u", "source") == 3).await;
+            pass(600 * SECOND).await;
+            assert_eq!(order(&node, "StartContainer", &names), names, "{what}: each once, in order");
+            for name in names {
+                assert_eq!(count(&agent, "u", name), 3, "{what}: {name}");
+            }
+            assert_eq!(node.count("RunPodSandbox"), 0, "{what}");
+            node.witness.assert_never_two();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_killed_while_a_pod_waits_to_run_all_again_leaves_the_rest_alone() {
+    let (node, agent) = before_the_third_reset().await;
+    let before = node.running().len();
+    agent.until("it waits", || agent.state("u", "source")["waiting"]["reason"] == "CrashLoopBackOff").await;
+    agent.kill().await;
+    let agent = node.start_synced(&[resetting()]).await;
+    agent.until("it waits", || agent.state("u", "source")["waiting"]["reason"] == "CrashLoopBackOff").await;
+    assert_eq!((node.running().len(), node.changes().len()), (before - 1, 0), "the others run on meanwhile");
+    agent.until("all of it ran again", || agent.is_ready("u") && count(&agent, "u", "main") == 3).await;
 }
 
 #[tokio::test(start_paused = true)]

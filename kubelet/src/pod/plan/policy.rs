@@ -8,6 +8,7 @@ use crate::api::{self, Container, Pod};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed, State};
 use crate::pod::translate::resources::is_sidecar;
+use std::collections::HashMap;
 
 /// What the end of a container leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,27 @@ pub(super) fn sources<'a>(pod: &'a Pod, observed: &'a Observed) -> Vec<&'a Insta
         (ended && next(pod, list, c, latest.exit_code) == Next::RestartsAll).then_some(latest)
     });
     asked.collect()
+}
+
+/// The instance for which an agent that is gone had begun to end and remove all containers, to run them again: one that
+/// asked for that, where another container was ended after it or is gone although it ran (`restarts`). One that ended by
+/// itself meanwhile looks the same; then all are run again at once instead of after a back-off.
+pub fn begun_reset<'a>(
+    pod: &'a Pod,
+    observed: &'a Observed,
+    restarts: &HashMap<String, u32>,
+) -> Option<&'a Instance> {
+    let sources = sources(pod, observed);
+    let first = sources.first()?;
+    let asked = sources.iter().map(|s| s.finished_at).min()?;
+    let begun =
+        restartable(pod).filter(|(_, c)| sources.iter().all(|s| s.name != c.name)).any(
+            |(_, c)| match observed.latest(&c.name) {
+                None => restarts.contains_key(&c.name),
+                Some(i) => i.state == State::Exited && i.finished_at >= asked,
+            },
+        );
+    begun.then_some(first)
 }
 
 /// That instance has ended and will not be followed by another.

@@ -49,22 +49,17 @@ impl<'a> Planner<'a> {
         Self { input, current, steps: Vec::new(), waiting: BTreeMap::new(), wake: None, resetting: false }
     }
 
-    /// All containers are to be run again in the sandbox they have (RestartAllContainers): ends and removes every one, those
+    /// All containers are to be run again in the sandbox they have (RestartAllContainers): ends and removes every one, the one
     /// that asked for it last, so that whoever sees half of it goes on with the rest. Hooks do not run. A pod that asks
     /// again and again waits like a container that crashes; meanwhile nothing changes. True when that is all there is to do.
     fn reset(&mut self) -> bool {
         let observed = self.input.observed;
         let sources = policy::sources(&self.input.desired.pod, observed);
-        let Some(first) = sources.first() else { return false };
-        let under_way =
-            self.input.memory.resetting.as_ref().is_some_and(|id| sources.iter().any(|s| s.id == *id));
-        if !under_way {
-            let Some(entry) = self.may_restart(first) else { return false };
-            self.steps.push(Step::Reset {
-                source: first.id.clone(),
-                name: first.name.clone(),
-                backoff: entry,
-            });
+        let under_way = sources.iter().find(|s| self.input.memory.resetting.as_ref() == Some(&s.id));
+        let Some(lead) = under_way.or(sources.first()) else { return false };
+        if under_way.is_none() {
+            let Some(entry) = self.may_restart(lead) else { return false };
+            self.steps.push(Step::Reset { source: lead.id.clone(), name: lead.name.clone(), backoff: entry });
         }
         self.resetting = true;
         let mut live = live_targets(&self.input.desired.pod, observed.containers.iter());
@@ -72,10 +67,11 @@ impl<'a> Planner<'a> {
         if !live.is_empty() {
             self.steps.push(Step::Kill { targets: live, grace: Duration::ZERO });
         }
-        let source = |i: &&Instance| sources.iter().any(|s| s.id == i.id);
-        let removed = observed.containers.iter().filter(|i| !source(i));
-        let removed = removed.chain(observed.containers.iter().filter(source));
-        self.steps.extend(removed.map(|i| Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() }));
+        let asked = |i: &Instance| sources.iter().any(|s| s.id == i.id);
+        let mut removed: Vec<&Instance> = observed.containers.iter().collect();
+        removed.sort_by_key(|i| (i.id == lead.id, asked(i)));
+        self.steps
+            .extend(removed.iter().map(|i| Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() }));
         true
     }
 

@@ -18,6 +18,8 @@ enum Happening {
     Fail(u8),
     /// The agent is killed: it forgets everything.
     Forget,
+    /// The same, in the middle of the next steps: behind so many.
+    Die(u8),
     /// The nth container of the pod gets another image.
     Change(usize),
     /// The pod gains an ephemeral container.
@@ -35,6 +37,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         4 => (1u32..700).prop_map(Happening::Later),
         2 => any::<u8>().prop_map(Happening::Fail),
         1 => Just(Happening::Forget),
+        2 => (1u8..8).prop_map(Happening::Die),
         1 => (0usize..8).prop_map(Happening::Change),
         1 => Just(Happening::Debug),
         1 => Just(Happening::Stop),
@@ -88,6 +91,10 @@ struct Sim {
     births: i64,
     /// Bits of the steps to come: which fail.
     failing: u8,
+    /// After so many steps the agent forgets everything.
+    dies: Option<u8>,
+    /// All are being ended and removed to be run again, because this instance asked for it, and some have been.
+    half: Option<String>,
     /// It was said that the pod ends.
     ending: bool,
     /// Highest restart count by container name: what logs would show.
@@ -106,6 +113,8 @@ impl Sim {
             now: NOW,
             births: 0,
             failing: 0,
+            dies: None,
+            half: None,
             ending: false,
             counts: HashMap::new(),
             through: HashSet::new(),
@@ -152,6 +161,13 @@ impl Sim {
 
     fn carry_out(&mut self, plan: Plan) {
         for step in plan.steps {
+            self.dies = match self.dies {
+                Some(0) => {
+                    self.dies = None;
+                    return self.forget();
+                }
+                n => n.map(|n| n - 1),
+            };
             let fails = self.failing & 1 == 1;
             self.failing >>= 1;
             match (&step, fails) {
@@ -166,6 +182,11 @@ impl Sim {
     fn act(&mut self, step: Step) {
         self.births += 1;
         let born = NOW + self.births;
+        if let (Some(source), Step::Kill { .. } | Step::RemoveContainer { .. }) =
+            (&self.memory.resetting, &step)
+        {
+            self.half = Some(source.clone());
+        }
         match step {
             Step::Kill { targets, .. } => self.kill(&targets),
             Step::StopSandbox { id } => {
@@ -257,6 +278,8 @@ impl Sim {
         let c = self.container(list, index);
         let name = c.name.clone();
         assert!(!self.ending, "{name} starts after the end began");
+        let half = self.half.as_ref().is_some_and(|id| self.seen.containers.iter().any(|c| c.id == *id));
+        assert!(!half, "{name} starts before all are removed to be run again");
         let current = self.seen.sandboxes[0].id.clone();
         assert!(self.seen.sandboxes[0].ready, "{name} starts in a dead sandbox");
         let spec = api::spec(&self.desired.pod).clone();
@@ -309,6 +332,20 @@ impl Sim {
         assert!(entry.wait >= before.wait || rested, "{name}: the back-off shrinks: {before:?} {entry:?}");
     }
 
+    /// An end is known again from what is left; where something vanished as well, it may be forgotten.
+    fn forget(&mut self) {
+        let mut memory = Memory { outcome: self.memory.outcome, ..Memory::default() };
+        memory.restarts = self.counts.iter().map(|(name, n)| (name.clone(), n + 1)).collect();
+        for i in self.seen.containers.iter().rev() {
+            if let Some(entry) = backoff::recover(i, backoff::DEFAULT_CAP) {
+                memory.backoff.insert(i.name.clone(), entry);
+            }
+        }
+        let source = begun_reset(&self.desired.pod, &self.seen, &memory.restarts);
+        memory.resetting = source.map(|s| s.id.clone());
+        self.memory = memory;
+    }
+
     fn happen(&mut self, h: &Happening) {
         let now = self.now;
         match *h {
@@ -331,23 +368,16 @@ impl Sim {
                 for s in &mut self.seen.sandboxes {
                     (s.ready, s.ips) = (false, Vec::new());
                 }
+                // All begins again anyway.
+                self.half = None;
                 for i in self.seen.containers.iter_mut().filter(|c| c.state == Running) {
                     (i.state, i.exit_code, i.finished_at) = (Exited, 137, now);
                 }
             }
             Happening::Later(s) => self.now += i64::from(s) * S,
             Happening::Fail(bits) => self.failing = bits,
-            // An end is known again from what is left; where something vanished as well, it may be forgotten.
-            Happening::Forget => {
-                let mut memory = Memory { outcome: self.memory.outcome, ..Memory::default() };
-                memory.restarts = self.counts.iter().map(|(name, n)| (name.clone(), n + 1)).collect();
-                for i in self.seen.containers.iter().rev() {
-                    if let Some(entry) = backoff::recover(i, backoff::DEFAULT_CAP) {
-                        memory.backoff.insert(i.name.clone(), entry);
-                    }
-                }
-                self.memory = memory;
-            }
+            Happening::Forget => self.forget(),
+            Happening::Die(n) => self.dies = Some(n),
             Happening::Change(n) => {
                 let spec = Arc::make_mut(&mut self.desired.pod).spec.as_mut().unwrap();
                 let all = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
