@@ -32,6 +32,8 @@ use crate::v1::runtime_service_client::RuntimeServiceClient;
 
 /// The largest message either side may send, as the stock kubelet has it.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+/// A connection that stands for so long after a call failed was not broken by what broke the call.
+const OUTAGE_IS_TOLD: Duration = Duration::from_secs(1);
 
 pub(crate) type RuntimeService = RuntimeServiceClient<Link>;
 type ImageService = ImageServiceClient<Link>;
@@ -214,6 +216,31 @@ impl Client {
             }
             // The sender lives in a task that ends only when no client is left, and `self` is one.
             connection.changed().await.expect("the watching task outlives its clients");
+        }
+    }
+
+    /// Makes a call that may be made twice, again whenever the runtime went away under it and has come back. Cancel-safe if
+    /// `call` is.
+    ///
+    /// # Errors
+    /// What `call` gives; [`Kind::Unavailable`] only when the connection stands all the same.
+    pub async fn through_outages<T, Fut>(&self, mut call: impl FnMut() -> Fut) -> Result<T>
+    where
+        Fut: Future<Output = Result<T>>,
+    {
+        loop {
+            let mut connection = self.connection();
+            connection.mark_unchanged();
+            let result = call().await;
+            if !matches!(&result, Err(e) if e.kind == Kind::Unavailable) {
+                return result;
+            }
+            // The watching task tells of the loss a moment after the calls that it broke.
+            let told = timeout(OUTAGE_IS_TOLD, connection.changed()).await.is_ok();
+            if !told && connection.borrow().capabilities().is_some() {
+                return result;
+            }
+            self.connected().await;
         }
     }
 

@@ -108,7 +108,9 @@ fn authority(request: &Get) -> String {
 async fn exec_in(target: &Target<'_>, command: Vec<String>) -> Result<(), (String, Vec<u8>)> {
     let shown = command.join(" ");
     // As upstream, a hook has no time limit of its own: the pod's end and the grace period are its limits.
-    let answer = target.runtime.exec_sync(target.id, command, Duration::ZERO).await;
+    // One that the runtime's death cut off is run again: nobody can know how far it came, and it must have run.
+    let (runtime, id) = (target.runtime, target.id);
+    let answer = runtime.through_outages(|| runtime.exec_sync(id, command.clone(), Duration::ZERO)).await;
     let answer = answer.map_err(|e| (e.rpc_text(), Vec::new()))?;
     if answer.exit_code == 0 {
         return Ok(());

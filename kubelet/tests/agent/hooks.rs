@@ -100,6 +100,46 @@ async fn a_failed_post_start_hook_ends_a_pod_that_never_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_that_the_death_of_the_runtime_cuts_off_is_run_again_when_it_is_back() {
+    let node = Node::new();
+    node.fake.script("c", Script::forever().on_term(0, SECOND));
+    let hung = node.fake.fault(Fault::hang("ExecSync").object("c").once());
+    let hooks = json!({"postStart": exec("warm up"), "preStop": exec("wind down")});
+    let agent = node.start_synced(&[hooked("u1", &hooks)]).await;
+    agent.until("the postStart hook runs", || hung.hits() == 1).await;
+    node.fake.go_down();
+    pass(5 * SECOND).await;
+    node.fake.come_back();
+    agent.until_ready("u1").await;
+    node.assert_whole("u1", &["c"]);
+    assert_eq!(deeds(&node), ["CreateContainer", "StartContainer", "ExecSync", "ExecSync"]);
+    let hung = node.fake.fault(Fault::hang("ExecSync").object("c").once());
+    agent.events();
+    agent.gone("u1").await;
+    agent.until("the preStop hook runs", || hung.hits() == 1).await;
+    node.fake.restart();
+    agent.until_gone("u1").await;
+    assert_eq!(deeds(&node)[4..], ["ExecSync", "ExecSync", "StopContainer"]);
+    let events = agent.events();
+    assert!(!events.iter().any(|e| e.contains("Hook")), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_start_the_runtime_finished_as_it_died_has_its_post_start_hook_and_no_second_start()
+{
+    let node = Node::new();
+    let hung = node.fake.fault(Fault::hang_answer("StartContainer").object("c").once());
+    let mut never = hooked("u1", &json!({"postStart": exec("warm up")}));
+    never.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
+    let agent = node.start_synced(&[never]).await;
+    agent.until("it is being started", || hung.hits() == 1).await;
+    node.fake.restart();
+    agent.until_ready("u1").await;
+    node.assert_whole("u1", &["c"]);
+    assert_eq!(deeds(&node), ["CreateContainer", "StartContainer", "ExecSync"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_to_stop_cuts_off_a_post_start_hook_that_never_returns() {
     let node = Node::new();
     node.fake.exec("c", |_| ExecAnswer::exits(0).takes(YEAR));

@@ -243,7 +243,17 @@ impl Steps {
         stop: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         let path = &container_path(list, &c.name);
-        let started = self.rooms.runtime.start_container(id);
+        tokio::pin!(stop);
+        let started = async {
+            let started = self.rooms.runtime.start_container(id).await;
+            match &started {
+                Err(e) if e.kind == cri::Kind::Unavailable => tokio::select! {
+                    runs = self.runs(id) => if runs { Ok(()) } else { started },
+                    () = &mut stop => started,
+                },
+                _ => started,
+            }
+        };
         if let Err(error) = trace::phase(Phase::Start, &c.name, started, |e| e.message.clone()).await {
             let mut failure = self.failed(path, "RunContainerError", &error.message);
             failure.not_started = Some(id.to_owned());
@@ -265,6 +275,14 @@ impl Steps {
             () = stop => Err(Failure::interrupted()),
             done = self.post_start(pod, c, path, id) => done,
         }
+    }
+
+    /// Once the runtime is back that went away while it started the instance: it runs, and its hook has yet to.
+    async fn runs(&self, id: &str) -> bool {
+        let runtime = &self.rooms.runtime;
+        let seen = runtime.through_outages(|| runtime.container_status(id, false)).await;
+        let running = cri::v1::ContainerState::ContainerRunning;
+        seen.is_ok_and(|answer| answer.status.is_some_and(|s| s.state() == running))
     }
 
     /// Runs the postStart hook. A container whose hook failed is ended before anything else of the pod is started. A hook
