@@ -113,7 +113,7 @@ async fn a_ready_pod_stays_ready_over_a_restart_of_the_agent_until_a_probe_says_
     let kept = node.path("root/pods/u1/probe-results");
     agent
         .until("it is kept", || {
-            std::fs::read(&kept).is_ok_and(|t| String::from_utf8_lossy(&t).contains("true"))
+            std::fs::read(&kept).is_ok_and(|t| String::from_utf8_lossy(&t).contains("\"ready\":true"))
         })
         .await;
     agent.kill().await;
