@@ -8,6 +8,7 @@
 //! | [`left`] | whatever lies on the host beside what the manifests want |
 //! | [`manifest`], [`status`] | pods to write, statuses to read |
 //! | [`marks`] | pods that notice when two of them run at once |
+//! | [`acts`] | pods with init containers, sidecars and hooks that tell what they do, and what must hold of that |
 //! | [`proxy`] | a socket before the runtime's whose connections can be cut |
 //! | [`registry`] | an image registry on the loopback, with credentials, TLS and faults |
 //! | [`wait`] | conditions that come true in bounded time |
@@ -29,6 +30,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as the tests do")]
 #![allow(clippy::print_stdout, reason = "what a test skips is told to the person who runs it")]
 
+pub mod acts;
 pub mod http;
 pub mod left;
 pub mod manifest;

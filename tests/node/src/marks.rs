@@ -66,7 +66,7 @@ impl Marks {
 }
 
 /// Debian's busybox has no flock: the host's, with the libraries and the loader it was linked for.
-fn copy_flock(into: &Path) {
+pub(crate) fn copy_flock(into: &Path) {
     let flock = Path::new("/usr/bin/flock");
     let said = std::process::Command::new("ldd").arg(flock).output().expect("ldd runs");
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
