@@ -12,9 +12,9 @@
 //!
 //! Rotation renames the file and makes the runtime open a new one at the same path. The runtime may still be writing
 //! to the old one when the new one appears, so the switch waits until the new one has content and nobody has the old one
-//! open for writing (but no longer than [`SWITCH`]: whoever holds it may not be the runtime). A reader that is slower than
-//! the container finds the files between the two by their names, compressed or not, for as long as rotation keeps them.
-//! No other timer is involved; a test that sends no ticks and no exit would wait for ever.
+//! open for writing (but no longer than [`SWITCH`] after its last byte: whoever holds it may not be the runtime). A
+//! reader that is slower than the container finds the files between the two by their names, compressed or not, for as
+//! long as rotation keeps them. No other timer is involved; a test that sends no ticks and no exit would wait for ever.
 //!
 //! A reader that is not polled holds an open file and no buffer.
 
@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch as latest;
+use tokio::time::Instant;
 
 /// How much of the file is read at once; also about how much one item of the reader can hold.
 const CHUNK: usize = 16 * 1024;
@@ -92,6 +93,8 @@ pub struct Reader {
     decoder: Decoder,
     /// The file that follows; the current one is read to its end once more before it.
     successor: Option<Source>,
+    /// When the file that follows is turned to though the current one, which gives nothing, is open for writing.
+    switch_at: Option<Instant>,
     /// `None` when not following.
     watch: Option<Watch>,
     running: latest::Receiver<bool>,
@@ -136,6 +139,7 @@ impl Reader {
             pos,
             decoder,
             successor: None,
+            switch_at: None,
             watch,
             running,
             reported_invalid: false,
@@ -171,10 +175,12 @@ impl Reader {
         let chunk = blocking(move || file.read_at(pos, CHUNK));
         let chunk = chunk.await.flatten().map_err(|source| self.read_error(source))?;
         if !chunk.is_empty() {
+            self.switch_at = None;
             return Ok(self.decode(&chunk));
         }
         if let Some(file) = self.successor.take() {
             self.file = Arc::new(file);
+            self.switch_at = None;
             self.pos = 0;
             self.decoder.restart();
         } else if self.watch.is_none() {
@@ -189,14 +195,19 @@ impl Reader {
     async fn at_end(&mut self, exited: bool) -> Result<(), ReadError> {
         let (place, file, pos) = (self.place.clone(), self.file.clone(), self.pos);
         let found = blocking(move || look(&place, &file, pos, exited)).await.flatten();
+        let switch_at = self.switch_at.take();
         match found.map_err(|source| self.read_error(source))? {
             Look::Successor(file) => self.successor = Some(file),
             Look::StillWritten(file) => {
                 let Some(watch) = &mut self.watch else { return Ok(()) };
+                let at = switch_at.unwrap_or_else(|| Instant::now() + SWITCH);
+                self.switch_at = Some(at);
                 tokio::select! {
+                    // First: where the new file is written all the time, there is always a tick.
+                    biased;
+                    () = tokio::time::sleep_until(at) => self.successor = Some(file),
                     _ = self.running.changed() => {}
                     _ = watch.tick() => {}
-                    () = tokio::time::sleep(SWITCH) => self.successor = Some(file),
                 }
             }
             Look::Truncated => {
@@ -405,6 +416,32 @@ mod tests {
         log.line("end");
         log.running.send_replace(false);
         assert_eq!(rest(&mut reader).await, "end\n");
+    }
+
+    #[tokio::test]
+    async fn somebody_who_keeps_the_old_file_open_does_not_keep_a_busy_log_from_its_reader() {
+        let mut log = Log::new();
+        log.line("old");
+        let mut reader = log.open(true, None).await;
+        assert_eq!(take(&mut reader, 4).await, "old\n");
+        log.rename(0);
+        let (new, path) = (log.reopen(), log.path());
+        let held = std::mem::replace(&mut log.out, new);
+        log.line("new");
+        // A write every now and then, each a tick for the reader, until it has what it waits for.
+        let (done, ended) = std::sync::mpsc::channel::<()>();
+        let writing = std::thread::spawn(move || {
+            let mut out = File::options().append(true).open(path).unwrap();
+            while ended.recv_timeout(Duration::from_millis(20))
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                writeln!(out, "2024-01-02T03:04:05Z stdout F more").unwrap();
+            }
+        });
+        assert!(take(&mut reader, 4).await.starts_with("new\n"));
+        drop(done);
+        writing.join().unwrap();
+        drop(held);
     }
 
     #[tokio::test]

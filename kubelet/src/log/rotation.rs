@@ -99,27 +99,7 @@ impl Rotation {
         clock: Clock,
     ) -> io::Result<(Self, JoinHandle<()>)> {
         let (tx, requests) = mpsc::unbounded_channel();
-        let inotify = Inotify::init()?;
-        let watches = Arc::new(Mutex::new(inotify.watches()));
-        let events = inotify.into_event_stream(vec![0; 4096])?;
-        let shared = Arc::new(Shared {
-            config,
-            runtime,
-            clock,
-            watches,
-            rotating: Semaphore::new(config.workers.max(1)),
-            compressing: Semaphore::new(config.workers.clamp(1, MAX_COMPRESSING)),
-        });
-        let task = Task {
-            shared,
-            logs: HashMap::new(),
-            armed: HashMap::new(),
-            fired: HashSet::new(),
-            due: HashSet::new(),
-            due_at: None,
-            looking: false,
-            jobs: JoinSet::new(),
-        };
+        let (task, events) = Task::new(config, runtime, clock)?;
         Ok((Self(tx), tokio::spawn(task.run(requests, events))))
     }
 
@@ -206,6 +186,35 @@ struct Task {
 }
 
 impl Task {
+    fn new(
+        config: RotationConfig,
+        runtime: Arc<dyn Reopen>,
+        clock: Clock,
+    ) -> io::Result<(Self, EventStream<Vec<u8>>)> {
+        let inotify = Inotify::init()?;
+        let watches = Arc::new(Mutex::new(inotify.watches()));
+        let events = inotify.into_event_stream(vec![0; 4096])?;
+        let shared = Arc::new(Shared {
+            config,
+            runtime,
+            clock,
+            watches,
+            rotating: Semaphore::new(config.workers.max(1)),
+            compressing: Semaphore::new(config.workers.clamp(1, MAX_COMPRESSING)),
+        });
+        let task = Self {
+            shared,
+            logs: HashMap::new(),
+            armed: HashMap::new(),
+            fired: HashSet::new(),
+            due: HashSet::new(),
+            due_at: None,
+            looking: false,
+            jobs: JoinSet::new(),
+        };
+        Ok((task, events))
+    }
+
     async fn run(
         mut self,
         mut requests: mpsc::UnboundedReceiver<(PodUid, Vec<RunningLog>)>,
@@ -424,10 +433,11 @@ impl Task {
         });
     }
 
-    /// Compresses what should be, unless that is being done.
+    /// Compresses what should be, unless that is being done. Not while a rotation is under way: it would take what is half
+    /// done for a leftover of a killed agent and remove it. Its end comes back here.
     fn compress(&mut self, id: &Arc<str>) {
         let Some(log) = self.logs.get_mut(id) else { return };
-        if log.state.compressing.swap(true, Ordering::Relaxed) {
+        if log.rotating || log.state.compressing.swap(true, Ordering::Relaxed) {
             log.uncompressed = true;
             return;
         }

@@ -195,6 +195,25 @@ async fn the_log_of_a_container_that_ended_is_left_alone() {
     assert_eq!(runtime.all().0.iter().filter(|n| n.starts_with("0.log.")).count(), 1);
 }
 
+#[tokio::test]
+async fn nothing_is_compressed_while_the_log_is_being_rotated() {
+    let (runtime, _calls) = Runtime::new();
+    runtime.open();
+    let config = RotationConfig { max_size: Some(100), max_files: 5, workers: 1, interval: NEVER };
+    let (mut task, _events) = Task::new(config, runtime.clone(), Clock::System).unwrap();
+    task.running(&PodUid::new("uid"), runtime.log());
+    let id: Arc<str> = "id".into();
+    let log = task.logs.get_mut(&id).unwrap();
+    // It was rotated while older files were compressed, and is being rotated again as that ends.
+    (log.rotating, log.uncompressed) = (true, true);
+    task.done(Done::Compressed(id.clone(), Ok(true)));
+    assert!(task.jobs.is_empty(), "a compression meets the rotation");
+    assert!(task.logs[&id].uncompressed, "what is left is forgotten");
+    task.done(Done::Rotated(id.clone(), Ok(())));
+    assert_eq!(task.jobs.len(), 1, "the rotation's end goes on with it");
+    assert!(matches!(task.jobs.join_next().await.unwrap().unwrap(), Done::Compressed(_, Ok(true))));
+}
+
 /// Lines at full speed; nobody may see one twice, or miss one, or see two in the wrong order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_while_rotating_at_full_speed() {
