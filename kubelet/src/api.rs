@@ -4,6 +4,7 @@
 pub use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus, Volume};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A pod's UID as the source gave it. For static pods it is derived from content and node name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,6 +103,14 @@ impl Qos {
             Qos::BestEffort => "BestEffort",
         }
     }
+}
+
+/// No grace is longer: clocks and calls cannot count what manifests may say.
+const LONGEST_GRACE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// What a `terminationGracePeriodSeconds` comes to: from nothing to ten years.
+pub fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(seconds.try_into().unwrap_or(0)).min(LONGEST_GRACE)
 }
 
 /// The pod's spec; a pod without one reads as the empty spec.

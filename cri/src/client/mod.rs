@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::connect::{Connector, EndpointError};
-use crate::deadline::Deadlines;
+use crate::deadline::{Deadlines, LONGEST};
 use crate::detect::{Connection, Watch, watch_link};
 use crate::error::{Error, Kind, Result};
 use crate::events::{Events, Parked};
@@ -275,6 +275,7 @@ impl Client {
         Fut: Future<Output = std::result::Result<Response<T>, Status>>,
     {
         let started = Instant::now();
+        let deadline = deadline.map(|d| d.min(LONGEST));
         let mut request = Request::new(message);
         if let Some(deadline) = deadline {
             request.set_timeout(deadline);
@@ -298,7 +299,7 @@ impl Client {
         Fut: Future<Output = std::result::Result<Response<Streaming<P>>, Status>>,
     {
         let started = Instant::now();
-        let deadline = self.inner.deadlines.plain();
+        let deadline = self.inner.deadlines.plain().min(LONGEST);
         let mut request = Request::new(message);
         request.set_timeout(deadline);
         let whole = async {

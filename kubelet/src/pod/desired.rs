@@ -72,5 +72,5 @@ pub fn grace_of(pod: &Pod) -> Duration {
         .deletion_grace_period_seconds
         .or(api::spec(pod).termination_grace_period_seconds)
         .unwrap_or(30);
-    Duration::from_secs(seconds.try_into().unwrap_or(0))
+    api::grace(seconds)
 }

@@ -1,7 +1,7 @@
 //! `spec.activeDeadlineSeconds`: pods that may run only so long.
 
 use crate::support::{Node, Running, SECOND, container, custom, pass};
-use cri::fake::Script;
+use cri::fake::{ExecAnswer, Script};
 use cri::v1;
 use kubelet::api::Pod;
 use serde_json::json;
@@ -146,4 +146,25 @@ async fn a_pod_that_is_being_deleted_meets_no_deadline() {
     pass(60 * SECOND).await;
     let events = agent.events();
     assert!(!events.iter().any(|e| e.starts_with("DeadlineExceeded")), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grace_without_measure_keeps_no_pod() {
+    let node = Node::new();
+    node.fake.script("c", Script::forever().on_term(0, SECOND));
+    let mut c = container("c");
+    let probe = json!({"exec": {"command": ["no"]}, "failureThreshold": 1,
+        "terminationGracePeriodSeconds": i64::MAX});
+    c["livenessProbe"] = probe;
+    c["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+    node.fake.exec("c", |_| ExecAnswer::exits(1));
+    let spec = json!({"containers": [c], "terminationGracePeriodSeconds": i64::MAX});
+    let agent = node.start_synced(&[custom("u1", "u1", spec)]).await;
+    // Ended by its probe, and run again.
+    agent.until("it runs again", || node.count("StartContainer") == 2).await;
+    agent.gone("u1").await;
+    agent.until_gone("u1").await;
+    node.assert_gone("u1");
+    let stops = node.fake.requests::<v1::StopContainerRequest>();
+    assert!(stops.iter().all(|s| s.timeout > 300_000_000), "{stops:?}");
 }
