@@ -118,6 +118,16 @@ pub fn container(pod: &Pod, list: ContainerList, index: usize) -> Option<&Contai
     }
 }
 
+/// Whether the container of that name may have another instance while its pod lives, by what the spec alone says.
+pub fn may_run_again(pod: &Pod, name: &str) -> bool {
+    let spec = api::spec(pod);
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    all.filter(|c| c.name == name).any(|c| {
+        let policy = c.restart_policy.as_ref().or(spec.restart_policy.as_ref());
+        policy.is_none_or(|p| p != "Never") || c.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,8 +13,8 @@
 use super::keep::{self, Kept};
 use super::prober::{Answer, Prober, Question};
 use super::readiness::{ContainerReadiness, Kind, ProbeFailure, Readiness};
-use super::spec::{KINDS, Row, Target, Targets, Timing, container, probe_of};
-use crate::api::PodRef;
+use super::spec::{KINDS, Row, Target, Targets, Timing, container, may_run_again, probe_of};
+use crate::api::{self, PodRef};
 use crate::clock::Clock;
 use crate::event::{ContainerList, Event, Kind as EventKind, Recorder, container_path};
 use crate::metrics::Metrics;
@@ -57,6 +57,8 @@ struct Slot {
     spread: bool,
     targets: Option<Targets>,
     watched: Vec<Watched>,
+    /// Containers whose metrics are shown.
+    shown: Vec<String>,
     /// Commands in flight.
     commands: usize,
     /// What the file has; `None` while that is unknown.
@@ -185,6 +187,7 @@ impl Task {
                     spread: adopted,
                     targets: None,
                     watched: Vec::new(),
+                    shown: Vec::new(),
                     commands: 0,
                     // A pod that is new to the node has no file.
                     kept: (!adopted).then(Kept::default),
@@ -195,9 +198,8 @@ impl Task {
             Request::Aim { id, targets } => self.aim(id, targets),
             Request::Close { id } => {
                 if let Some(slot) = self.slots.remove(&id) {
-                    for watched in slot.watched {
-                        self.forget(&slot.pod, &watched);
-                    }
+                    slot.watched.iter().for_each(|watched| self.let_go(watched));
+                    slot.shown.iter().for_each(|name| forget(&self.metrics, &slot.pod, name));
                 }
             }
         }
@@ -208,15 +210,27 @@ impl Task {
         let Some(mut slot) = self.slots.remove(&id) else { return };
         let aimed = |w: &Watched| targets.running.iter().any(|t| t.instance == w.known.instance);
         let (stay, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut slot.watched).into_iter().partition(aimed);
-        gone.iter().for_each(|watched| self.forget(&slot.pod, watched));
+        gone.iter().for_each(|watched| self.let_go(watched));
         slot.watched = stay;
         for target in &targets.running {
             if !slot.watched.iter().any(|w| w.known.instance == target.instance)
                 && let Some(watched) = self.watch(&slot, &targets, target)
             {
+                if !slot.shown.contains(&watched.name) {
+                    slot.shown.push(watched.name.clone());
+                }
                 slot.watched.push(watched);
             }
         }
+        // Counters go on over restarts, and end with the last instance.
+        slot.shown.retain(|name| {
+            let more = slot.watched.iter().any(|w| w.name == *name)
+                || !targets.terminating && may_run_again(&targets.pod, name);
+            if !more {
+                forget(&self.metrics, &slot.pod, name);
+            }
+            more
+        });
         slot.targets = Some(targets);
         self.arm(id, &mut slot);
         slot.spread = false;
@@ -295,11 +309,8 @@ impl Task {
         }
     }
 
-    fn forget(&mut self, pod: &PodRef, watched: &Watched) {
+    fn let_go(&mut self, watched: &Watched) {
         watched.probes.into_iter().flatten().for_each(|key| self.drop_probe(key));
-        for kind in KINDS {
-            self.metrics.probes.forget(pod, &watched.name, kind.title());
-        }
     }
 
     fn drop_probe(&mut self, key: u64) {
@@ -500,7 +511,7 @@ fn conclude(watched: &mut Watched, targets: &Targets, kind: Kind, good: bool) {
             watched.known.failed = Some(ProbeFailure {
                 kind,
                 message: format!("{of} {} failed {kind} probe", watched.name),
-                grace: grace.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs),
+                grace: grace.filter(|s| *s >= 0).map(api::grace),
             });
         }
     }
@@ -538,6 +549,10 @@ fn tell(recorder: &Recorder, pod: &PodRef, watched: &Watched, kind: Kind, answer
         reason: reason.into(),
         message,
     });
+}
+
+fn forget(metrics: &Metrics, pod: &PodRef, container: &str) {
+    KINDS.iter().for_each(|kind| metrics.probes.forget(pod, container, kind.title()));
 }
 
 fn measure(metrics: &Metrics, pod: &PodRef, name: &str, kind: Kind, took: Duration, answer: &Answer) {

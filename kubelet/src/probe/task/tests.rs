@@ -189,6 +189,43 @@ async fn liveness_and_readiness_wait_for_startup_and_begin_at_once_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn counters_go_on_over_restarts_and_end_with_the_last_instance() {
+    let room = Room::new(Scripted::new(well));
+    let count = || {
+        let page = room.metrics.probes.registry().render();
+        let line = page.lines().find(|l| l.starts_with("prober_probe_total{"))?;
+        Some(line.rsplit(' ').next().unwrap().to_owned())
+    };
+    let mut pod = room.open(false);
+    let probes = json!({"readinessProbe": every(1, json!({}))});
+    let mut targets = room.targets(probes, "a");
+    pod.aim(targets.clone());
+    settle().await;
+    assert_eq!(count().as_deref(), Some("1"));
+    // Between two instances.
+    pod.aim(Targets { running: Vec::new(), ..targets.clone() });
+    settle().await;
+    assert_eq!(count().as_deref(), Some("1"));
+    targets.running[0].instance = "b".into();
+    pod.aim(targets.clone());
+    settle().await;
+    assert_eq!(count().as_deref(), Some("2"));
+    // None will follow: the pod ends, or its policy says so.
+    let running = std::mem::take(&mut targets.running);
+    pod.aim(Targets { terminating: true, ..targets.clone() });
+    settle().await;
+    assert_eq!(count(), None);
+    let mut other = room.open(false);
+    Arc::make_mut(&mut targets.pod).spec.as_mut().unwrap().restart_policy = Some("Never".into());
+    other.aim(Targets { running, ..targets.clone() });
+    settle().await;
+    assert_eq!(count().as_deref(), Some("1"));
+    other.aim(targets);
+    settle().await;
+    assert_eq!(count(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn readiness_follows_the_thresholds_and_each_failure_is_told() {
     let answers = [true, false, false, true, true, false, true];
     let mut room = Room::new(Scripted::new(move |_, n| {
