@@ -26,6 +26,7 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod quantity;
+pub mod resolve;
 pub mod server;
 pub mod settings;
 pub mod source;

@@ -2,16 +2,14 @@
 //!
 //! Both messages have one field each, so they are written and read here by hand. Texts are upstream's.
 
-use super::dial::{dial, host_port};
+use super::dial::{Stream, dial, host_port};
+use super::h2;
 use super::prober::Answer;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::GRPCAction;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 const PATH: &str = "/grpc.health.v1.Health/Check";
@@ -64,7 +62,7 @@ pub async fn check(ip: &str, action: &GRPCAction, timeout: Duration) -> Answer {
 }
 
 /// As gRPC does it: a server that refuses is tried again until time is up.
-async fn connect(ip: &str, port: u16) -> TcpStream {
+async fn connect(ip: &str, port: u16) -> Stream {
     loop {
         match dial(ip, port).await {
             Ok(stream) => return stream,
@@ -74,12 +72,9 @@ async fn connect(ip: &str, port: u16) -> TcpStream {
 }
 
 /// The answer's `status`.
-async fn call(stream: TcpStream, address: &str, service: &str) -> Result<u64, Status> {
+async fn call(stream: Stream, address: &str, service: &str) -> Result<u64, Status> {
     let unavailable = |e: hyper::Error| Status { code: UNAVAILABLE, message: e.to_string() };
-    let handshake = http2::Builder::new(TokioExecutor::new())
-        .max_header_list_size(16 << 10)
-        .handshake::<_, Full<Bytes>>(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(unavailable)?;
+    let (mut sender, connection) = h2::handshake(stream).await.map_err(unavailable)?;
     let exchange = async {
         let answer = sender.send_request(request(address, service)?).await.map_err(unavailable)?;
         if answer.status() != http::StatusCode::OK {

@@ -7,6 +7,7 @@
 
 pub mod dial;
 mod grpc;
+mod h2;
 pub mod http;
 mod keep;
 mod leftover;

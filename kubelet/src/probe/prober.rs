@@ -5,7 +5,7 @@
 
 use super::dial::{self, host_port};
 use super::grpc;
-use super::http::{self, Agent, Get, GetError};
+use super::http::{self, Agent, BadAction, Get, GetError};
 use super::leftover::Hunter;
 use super::readiness::Kind;
 use super::spec::{Timing, container, probe_of};
@@ -169,6 +169,8 @@ async fn exec(
 async fn http_get(action: &core::HTTPGetAction, c: &Container, ip: &str, timeout: Duration) -> Answer {
     let request = match Get::of(action, c, ip, Agent::Probe) {
         Ok(request) => request,
+        // The request is there and cannot be sent, as with upstream.
+        Err(e @ BadAction::Header { .. }) => return Answer::Failure(e.to_string()),
         Err(e) => return Answer::Unknown(e.to_string()),
     };
     match http::get(&request, timeout).await {

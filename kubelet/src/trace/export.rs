@@ -9,6 +9,7 @@
 
 use super::otlp::{self, KeyValue};
 use crate::metrics::Metrics;
+use crate::resolve::resolve;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::io;
@@ -65,7 +66,7 @@ impl Target {
     async fn connect(&self) -> io::Result<Box<dyn Io>> {
         Ok(match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
+                let stream = dial(address).await?;
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
@@ -78,6 +79,16 @@ impl Target {
             }
         })
     }
+}
+
+/// Connects to `host:port`.
+async fn dial(address: &str) -> io::Result<TcpStream> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address:?} is not host:port"));
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let addresses = resolve(host, port.parse().map_err(|_| bad())?).await?;
+    // Each in turn, as it comes.
+    TcpStream::connect(&addresses[..]).await
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -5,6 +5,7 @@ use http::Response;
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rstest::rstest;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

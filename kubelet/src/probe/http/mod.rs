@@ -1,23 +1,23 @@
 //! One HTTP GET to a container, for probes and for lifecycle hooks: bounded in time and size, with upstream's headers,
 //! redirects and error texts. [`Get::of`] makes the request from the API's action, [`get`] asks.
 //!
-//! A connection serves one request and is gone afterwards. Nothing here is remembered.
+//! A connection serves one request and is gone afterwards. Nothing here is remembered. A server that takes TLS may choose
+//! HTTP/2, as with upstream.
 
 mod request;
 
 pub use request::{Agent, BadAction, Get, Scheme, port};
 
-use super::dial::{DialError, dial};
-use super::tls;
+use super::dial::{DialError, Stream, dial};
+use super::{h2, tls};
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::error::Error as _;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// How much of a body is read; the rest is never asked for.
 pub const BODY_LIMIT: usize = 10 << 10;
@@ -115,7 +115,7 @@ pub async fn get(request: &Get, timeout: Duration) -> Result<Answer, GetError> {
                 message: format!("failed to parse Location header {location:?}: {message}"),
             })?;
             // Elsewhere is not this container: where it points says nothing of whether it works.
-            if next.host == request.host {
+            if let Some(next) = next {
                 if followed + 1 >= REDIRECTS {
                     let message = format!("stopped after {REDIRECTS} redirects");
                     return Err(GetError::Redirect { url: next.target(), message });
@@ -131,15 +131,15 @@ pub async fn get(request: &Get, timeout: Duration) -> Result<Answer, GetError> {
     unreachable!("the loop has no end")
 }
 
-/// One request on a connection of its own: the status, where it redirects to, and what the body can be read from.
-async fn ask(request: &Get) -> Result<(StatusCode, Option<String>, Body), GetError> {
+/// One request on a connection of its own.
+async fn ask(request: &Get) -> Result<Head, GetError> {
     let url = || request.url();
     let stream = dial(&request.host, request.port);
     let stream = stream.await.map_err(|source| GetError::Dial { url: url(), source })?;
     match request.scheme {
         Scheme::Http => exchange(request, stream).await,
         Scheme::Https => {
-            let stream = tls::connect(&request.host, stream).await.map_err(|error| {
+            let (stream, is_h2) = tls::connect(&request.host, stream).await.map_err(|error| {
                 let plain = format!("{error:?}").contains("InvalidContentType");
                 let message = if plain {
                     "http: server gave HTTP response to HTTPS client".to_owned()
@@ -148,7 +148,7 @@ async fn ask(request: &Get) -> Result<(StatusCode, Option<String>, Body), GetErr
                 };
                 GetError::Tls { url: url(), message, plain }
             })?;
-            exchange(request, stream).await
+            if is_h2 { exchange2(request, stream).await } else { exchange(request, stream).await }
         }
     }
 }
@@ -161,26 +161,43 @@ struct Body {
     connection: Option<Connection>,
 }
 
-async fn exchange(
-    request: &Get,
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-) -> Result<(StatusCode, Option<String>, Body), GetError> {
-    let broken =
-        |e: hyper::Error| GetError::Http { url: request.url(), message: hyper_text(&e, "awaiting headers") };
+/// The head of an answer: its status, where it redirects to, and the body to come.
+type Head = (StatusCode, Option<String>, Body);
+
+fn broken(request: &Get, e: &hyper::Error) -> GetError {
+    GetError::Http { url: request.url(), message: hyper_text(e, "awaiting headers") }
+}
+
+async fn exchange(request: &Get, stream: Stream) -> Result<Head, GetError> {
     let handshake = http1::Builder::new()
         .title_case_headers(true)
         .max_buf_size(HEAD_LIMIT)
-        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
         .await;
-    let (mut sender, connection) = handshake.map_err(broken)?;
-    let mut connection: Connection = Box::pin(connection);
-    let asked = sender.send_request(request.message());
+    let (mut sender, connection) = handshake.map_err(|e| broken(request, &e))?;
+    head(request, sender.send_request(request.message()), Box::pin(connection)).await
+}
+
+async fn exchange2(request: &Get, stream: Stream) -> Result<Head, GetError> {
+    let (mut sender, connection) = h2::handshake(stream).await.map_err(|e| broken(request, &e))?;
+    let message = request.message2();
+    let message =
+        message.map_err(|e| GetError::Http { url: request.url(), message: format!("http2: {e}") })?;
+    head(request, sender.send_request(message), Box::pin(connection)).await
+}
+
+/// Drives the connection until the answer's head is there.
+async fn head(
+    request: &Get,
+    asked: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    mut connection: Connection,
+) -> Result<Head, GetError> {
     tokio::pin!(asked);
     let mut over = false;
     let answer = loop {
         tokio::select! {
             biased;
-            answer = &mut asked => break answer.map_err(broken)?,
+            answer = &mut asked => break answer.map_err(|e| broken(request, &e))?,
             // Its end is told by the request too, with the reason.
             _ = &mut connection, if !over => over = true,
         }
@@ -189,6 +206,8 @@ async fn exchange(
     let next = answer.status().is_redirection().then(location).flatten();
     // 300 and 304 point nowhere that would have to be followed.
     let next = next.filter(|_| matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308));
+    // Nor does an empty one.
+    let next = next.filter(|location| !location.is_empty());
     let next = next.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
     let status = answer.status();
     let body = Body { incoming: answer.into_body(), connection: (!over).then_some(connection) };

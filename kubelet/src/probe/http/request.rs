@@ -5,7 +5,7 @@ use crate::api::Container;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONNECTION, HOST, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use http_body_util::Empty;
+use http_body_util::Full;
 use k8s_openapi::api::core::v1::HTTPGetAction;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::fmt::Write as _;
@@ -68,9 +68,14 @@ pub enum BadAction {
     /// Outside 1 to 65535.
     #[error("invalid port number: {0}")]
     PortNumber(i64),
-    /// A header that HTTP does not allow.
-    #[error("net/http: invalid header field {0:?}")]
-    Header(String),
+    /// A header that HTTP does not allow: upstream finds out as it sends the request.
+    #[error("Get {url:?}: net/http: invalid header field value for {name:?}")]
+    Header {
+        /// What was to be asked for.
+        url: String,
+        /// The header.
+        name: String,
+    },
     /// Neither a name nor an address.
     #[error("invalid host {0:?}")]
     Host(String),
@@ -101,13 +106,14 @@ impl Get {
         let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host).to_owned();
         let port = port(&action.port, c)?;
-        let mut headers = HeaderMap::new();
+        let path = path(action.path.as_deref().unwrap_or("/"));
+        let mut get = Self { scheme, host, port, path, headers: HeaderMap::new() };
         for h in action.http_headers.iter().flatten() {
-            let bad = || BadAction::Header(h.name.clone());
+            let bad = || BadAction::Header { url: get.url(), name: h.name.clone() };
             let name = HeaderName::from_bytes(h.name.as_bytes()).map_err(|_| bad())?;
-            headers.append(name, HeaderValue::from_bytes(h.value.as_bytes()).map_err(|_| bad())?);
+            let value = HeaderValue::from_bytes(h.value.as_bytes()).map_err(|_| bad())?;
+            get.headers.append(name, value);
         }
-        let get = Self { scheme, host, port, path: path(action.path.as_deref().unwrap_or("/")), headers };
         get.with_defaults(agent)
     }
 
@@ -159,8 +165,9 @@ impl Get {
         self.path.clone()
     }
 
-    pub(super) fn message(&self) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
+    /// The request as HTTP/1.1 has it.
+    pub(super) fn message(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
         *request.method_mut() = Method::GET;
         // What `path` made has only bytes that a URI may have; `redirected` parsed it.
         *request.uri_mut() = self.path.parse().unwrap_or_default();
@@ -168,44 +175,99 @@ impl Get {
         request
     }
 
-    /// The request that follows a redirect to `location`.
-    pub(super) fn redirected(&self, location: &str) -> Result<Self, String> {
+    /// The request as HTTP/2 has it: the host is in the URI, and there is nothing to say of the connection.
+    pub(super) fn message2(&self) -> Result<Request<Full<Bytes>>, http::Error> {
+        let mut request = self.message();
+        let host = request.headers_mut().remove(HOST);
+        request.headers_mut().remove(CONNECTION);
+        let host = host.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+        *request.uri_mut() = Uri::builder()
+            .scheme(self.scheme.as_str())
+            .authority(host)
+            .path_and_query(&*self.path)
+            .build()?;
+        Ok(request)
+    }
+
+    /// The request that follows a redirect to `location`; `None` when that is not on this host.
+    pub(super) fn redirected(&self, location: &str) -> Result<Option<Self>, String> {
         let mut next = self.clone();
         let location = location.split('#').next().unwrap_or_default();
-        let absolute = match location.strip_prefix("//") {
-            Some(rest) => Some(format!("{}://{rest}", self.scheme.as_str())),
-            None => location.contains("://").then(|| location.to_owned()),
+        let (scheme, rest) = match scheme_of(location) {
+            Some(scheme) => (scheme.to_ascii_lowercase(), &location[scheme.len() + 1..]),
+            None => (self.scheme.as_str().to_owned(), location),
         };
-        if let Some(absolute) = absolute {
-            let uri: Uri = absolute.parse().map_err(|e: http::uri::InvalidUri| e.to_string())?;
-            next.scheme = match uri.scheme_str() {
-                Some("http") => Scheme::Http,
-                Some("https") => Scheme::Https,
-                other => return Err(format!("unsupported protocol scheme {:?}", other.unwrap_or_default())),
-            };
-            let host = uri.host().unwrap_or_default();
-            next.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            let given = uri.port_u16();
-            next.port = given.unwrap_or(next.scheme.default_port());
-            let authority = given.map_or_else(|| host.to_owned(), |p| format!("{host}:{p}"));
-            next.headers.insert(HOST, HeaderValue::from_str(&authority).map_err(|e| e.to_string())?);
-            next.path = path(uri.path_and_query().map_or("/", |p| p.as_str()));
-        } else if location.starts_with('/') {
-            next.path = path(location);
-        } else if location.starts_with('?') {
-            let before = self.path.split('?').next().unwrap_or("/");
-            next.path = path(&format!("{before}{location}"));
-        } else {
-            let before = self.path.split('?').next().unwrap_or("/");
-            let dir = before.rsplit_once('/').map_or("", |(dir, _)| dir);
-            next.path = path(&format!("{dir}/{location}"));
-        }
+        let reference = match rest.strip_prefix("//") {
+            Some(rest) => {
+                let (authority, reference) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                let bad = |e: http::uri::InvalidUri| e.to_string();
+                let host = match authority {
+                    "" => return Ok(None),
+                    authority => authority.parse::<http::uri::Authority>().map_err(bad)?,
+                };
+                if host.host().trim_start_matches('[').trim_end_matches(']') != self.host {
+                    return Ok(None);
+                }
+                next.scheme = match scheme.as_str() {
+                    "http" => Scheme::Http,
+                    "https" => Scheme::Https,
+                    other => return Err(format!("unsupported protocol scheme {other:?}")),
+                };
+                next.port = host.port_u16().unwrap_or(next.scheme.default_port());
+                let own =
+                    host.port_u16().map_or_else(|| host.host().into(), |p| format!("{}:{p}", host.host()));
+                next.headers.insert(HOST, HeaderValue::from_str(&own).map_err(|e| e.to_string())?);
+                reference
+            }
+            // A scheme and no host.
+            None if scheme_of(location).is_some() => return Ok(None),
+            None => rest,
+        };
+        let (to, query) = reference.split_at(reference.find('?').unwrap_or(reference.len()));
+        let (base, base_query) = self.path.split_at(self.path.find('?').unwrap_or(self.path.len()));
+        next.path = match to {
+            "" if rest.starts_with("//") => path(&format!("/{query}")),
+            "" => path(&format!("{base}{}", if query.is_empty() { base_query } else { query })),
+            to if to.starts_with('/') => path(&format!("{}{query}", without_dots(to))),
+            to => {
+                let dir = base.rsplit_once('/').map_or("", |(dir, _)| dir);
+                path(&format!("{}{query}", without_dots(&format!("{dir}/{to}"))))
+            }
+        };
         if !(self.scheme == Scheme::Https && next.scheme == Scheme::Http) {
             let referer = HeaderValue::from_str(&self.url()).map_err(|e| e.to_string())?;
             next.headers.insert(REFERER, referer);
         }
-        Ok(next)
+        Ok(Some(next))
     }
+}
+
+/// The scheme that makes a reference absolute (RFC 3986, section 3.1): a `:` further on belongs to path or query.
+fn scheme_of(reference: &str) -> Option<&str> {
+    let (scheme, _) = reference.split_once(':')?;
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b"+-.".contains(&b);
+    (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.bytes().all(letter)).then_some(scheme)
+}
+
+/// A path that begins with `/`, its segments `.` and `..` carried out (RFC 3986, section 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    kept.pop();
+                }
+                // What it leads to is a directory.
+                if segments.peek().is_none() {
+                    kept.push("");
+                }
+            }
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
 }
 
 /// Path and query of a request from what a manifest has: without fragment, beginning with `/`, and with what a request

@@ -98,7 +98,7 @@ fn a_hook_calls_itself_by_another_name_and_takes_gzip() {
 #[case(json!({"port": "none"}), "strconv.Atoi: parsing \"none\": invalid syntax")]
 #[case(json!({"port": 0}), "invalid port number: 0")]
 #[case(json!({"port": "70000"}), "invalid port number: 70000")]
-#[case(json!({"port": 1, "httpHeaders": [{"name": "X", "value": "a\r\nb: c"}]}), "net/http: invalid header field \"X\"")]
+#[case(json!({"port": 1, "httpHeaders": [{"name": "X", "value": "a\r\nb: c"}]}), "Get \"http://10.0.0.1:1/\": net/http: invalid header field value for \"X\"")]
 #[case(json!({"port": 1, "host": "a b/c"}), "invalid host \"a b/c\"")]
 fn an_action_that_makes_no_request_says_why(#[case] of: serde_json::Value, #[case] want: &str) {
     let error = Get::of(&action(of), &container(), "10.0.0.1", Agent::Probe).unwrap_err();
@@ -141,6 +141,35 @@ async fn a_redirect_elsewhere_is_not_followed_and_counts_as_success_with_a_warni
     let answer = get(&to(port, "/"), PATIENCE).await.unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (302, "ok"));
     assert!(answer.is_success() && answer.redirects_away());
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[rstest]
+#[case("/login?next=https://elsewhere.test/", "http://127.0.0.1:8080/login?next=https://elsewhere.test/")]
+#[case("at:noon/x", "elsewhere")]
+#[case("./at:noon", "http://127.0.0.1:8080/a/at:noon")]
+#[case("x?y=../z", "http://127.0.0.1:8080/a/x?y=../z")]
+#[case("../x", "http://127.0.0.1:8080/x")]
+#[case("../../../x/./y/..", "http://127.0.0.1:8080/x/")]
+#[case("/x/../y/.", "http://127.0.0.1:8080/y/")]
+#[case("?r=s", "http://127.0.0.1:8080/a/b?r=s")]
+#[case("#part", "http://127.0.0.1:8080/a/b?q=1")]
+#[case("http://127.0.0.1?z", "http://127.0.0.1:80/?z")]
+#[case("HTTPS://127.0.0.1/c/../d", "https://127.0.0.1:443/d")]
+#[case("//127.0.0.1:81/x", "http://127.0.0.1:81/x")]
+#[case("//127.0.0.2/x", "elsewhere")]
+#[case("ftp://elsewhere.test/x", "elsewhere")]
+#[case("mailto:x@127.0.0.1", "elsewhere")]
+fn a_location_is_read_as_a_reference_to_what_was_asked(#[case] location: &str, #[case] want: &str) {
+    let next = to(8080, "/a/b?q=1").redirected(location).unwrap();
+    assert_eq!(next.map_or("elsewhere".to_owned(), |next| next.url()), want);
+}
+
+#[tokio::test]
+async fn an_answer_that_redirects_nowhere_counts_as_it_is() {
+    let (port, asked) = server(|_| say("302 Found", "Location: \r\n", "ok")).await;
+    let answer = get(&to(port, "/x"), PATIENCE).await.unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (302, "ok"));
     assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
@@ -216,22 +245,63 @@ async fn a_target_that_hangs_is_given_up_at_the_deadline(#[case] says: &'static 
     server.await.unwrap();
 }
 
-#[tokio::test]
-async fn https_is_asked_whoever_answers_and_a_plain_server_is_told_apart() {
+/// A TLS server's side, with a certificate for another name.
+fn acceptor(protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
     let made = rcgen::generate_simple_self_signed(["elsewhere".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
+    config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_only_http2_is_asked_in_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = heard.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let stream = acceptor(&["h2"]).accept(stream).await.unwrap();
+            let hears = hears.clone();
+            let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+                let mut answer = Response::new(Full::new(Bytes::from("x".repeat(100_000))));
+                if request.uri().path() == "/from" {
+                    *answer.status_mut() = StatusCode::FOUND;
+                    answer.headers_mut().insert(header::LOCATION, HeaderValue::from_static("to"));
+                }
+                hears.lock().unwrap().push((request.uri().to_string(), request.headers().clone()));
+                async move { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            let server = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let request = Get { scheme: Scheme::Https, ..to(port, "/from") };
+    let answer = get(&request, PATIENCE).await.unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, BODY_LIMIT));
+    let heard = heard.lock().unwrap();
+    let uris: Vec<_> = heard.iter().map(|(uri, _)| uri.clone()).collect();
+    assert_eq!(uris, ["from", "to"].map(|path| format!("https://127.0.0.1:{port}/{path}")));
+    let headers = &heard[0].1;
+    assert_eq!(headers["user-agent"], "kube-probe/1.36");
+    assert_eq!((headers.get("host"), headers.get("connection")), (None, None));
+}
+
+#[tokio::test]
+async fn https_is_asked_whoever_answers_and_a_plain_server_is_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let mut stream = acceptor(&[]).accept(stream).await.unwrap();
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.unwrap();
         stream.write_all(say("200 OK", "", "secret").as_bytes()).await.unwrap();

@@ -85,6 +85,14 @@ async fn a_port_that_takes_connections_is_well_and_one_that_refuses_is_not() {
 }
 
 #[tokio::test]
+async fn a_header_that_cannot_be_sent_is_a_failure() {
+    let client = FakeRuntime::builder().any_image().build().client();
+    let probe = json!({"httpGet": {"port": 80, "httpHeaders": [{"name": "X", "value": "a\nb"}]}});
+    let want = "Get \"http://127.0.0.1:80/\": net/http: invalid header field value for \"X\"";
+    assert_eq!(ask(&client, "", Some("127.0.0.1"), probe).await, Answer::Failure(want.into()));
+}
+
+#[tokio::test]
 async fn an_http_status_decides() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let client = FakeRuntime::builder().any_image().build().client();
