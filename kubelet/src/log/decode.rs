@@ -67,7 +67,7 @@ impl Decoder {
     /// Decodes `input`, however it was cut, and appends what is to be shown to `out`.
     pub fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
         while !input.is_empty() && !self.is_full() {
-            let line_end = input.iter().position(|b| *b == b'\n');
+            let line_end = memchr::memchr(b'\n', input);
             let (record, rest) = match line_end {
                 Some(at) => (&input[..at], &input[at + 1..]),
                 None => (input, &[][..]),

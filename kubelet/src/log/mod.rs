@@ -10,6 +10,8 @@
 mod count;
 mod decode;
 mod follow;
+#[cfg(test)]
+mod huge_tests;
 mod path;
 mod place;
 mod rotated;

@@ -13,6 +13,11 @@ const BLOCK: usize = 16 * 1024;
 
 /// The offset at which the last `lines` lines of `file` begin; a last line without its end counts. Blocks on the disk.
 pub fn tail_offset(file: &File, lines: u64) -> io::Result<u64> {
+    tail_from(file, lines, 0)
+}
+
+/// The same, or `least` when they begin before that.
+fn tail_from(file: &File, lines: u64, least: u64) -> io::Result<u64> {
     let size = file.metadata()?.len();
     if lines == 0 || size == 0 {
         return Ok(size);
@@ -21,13 +26,13 @@ pub fn tail_offset(file: &File, lines: u64) -> io::Result<u64> {
     let mut end = size;
     // The line feed that ends the file begins no line.
     let mut ends_seen = 0;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK as u64);
+    while end > least {
+        let start = end.saturating_sub(BLOCK as u64).max(least);
         let part = &mut block[..usize::try_from(end - start).unwrap_or(BLOCK)];
         file.read_exact_at(part, start)?;
-        for (at, byte) in part.iter().enumerate().rev() {
+        for at in memchr::memrchr_iter(b'\n', part) {
             let offset = start + at as u64;
-            if *byte != b'\n' || offset + 1 == size {
+            if offset + 1 == size {
                 continue;
             }
             ends_seen += 1;
@@ -37,7 +42,7 @@ pub fn tail_offset(file: &File, lines: u64) -> io::Result<u64> {
         }
         end = start;
     }
-    Ok(0)
+    Ok(least)
 }
 
 /// Longer than any number of lines that somebody asks the end of: a runtime splits lines at 16 KiB.
@@ -48,7 +53,7 @@ pub fn last_output(log: &Path, lines: u64, bytes: usize) -> io::Result<String> {
     let place = Place::open(log)?;
     let file = place.open_file(place.name())?;
     let size = file.metadata()?.len();
-    let start = tail_offset(&file, lines)?.max(size.saturating_sub(MOST));
+    let start = tail_from(&file, lines, size.saturating_sub(MOST))?;
     let mut records = vec![0; usize::try_from(size.saturating_sub(start)).unwrap_or(0)];
     file.read_exact_at(&mut records, start)?;
     let mut text = Vec::new();
