@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use cri::v1::{ContainerConfig, ImageSpec, PodSandboxConfig};
+use futures::future::try_join_all;
 use kubelet::api::{self, Pod, PodRef, PodUid, Qos};
 use kubelet::assemble::Settings;
 use kubelet::cgroup::Cgroups;
@@ -40,7 +41,7 @@ pub(super) struct Prepared {
     uid: PodUid,
     qos: Qos,
     sandbox: PodSandboxConfig,
-    container: ContainerConfig,
+    containers: Vec<ContainerConfig>,
 }
 
 /// A pod that runs.
@@ -48,10 +49,10 @@ pub(super) struct Prepared {
 pub(super) struct Running {
     prepared: Prepared,
     sandbox: String,
-    container: String,
+    containers: Vec<String>,
     /// When the first call was made.
     pub began: u64,
-    /// Milliseconds of RunPodSandbox, CreateContainer, StartContainer.
+    /// Milliseconds of RunPodSandbox and, of the last container, CreateContainer and StartContainer.
     pub calls: [f64; 3],
 }
 
@@ -76,36 +77,43 @@ impl Floor {
     }
 
     /// Makes everything of the pod that CRI does not make.
-    pub(super) async fn prepare(&self, name: &str, stamps: &Path) -> Result<Prepared> {
+    pub(super) async fn prepare(&self, name: &str, stamps: &Path, containers: usize) -> Result<Prepared> {
         let path = format!("/floor/{name}.yaml");
-        let (pod, _) = source::static_pod(&pod::manifest(name, stamps), &path, pod::NODE)?;
+        let (pod, _) = source::static_pod(&pod::manifest(name, stamps, containers), &path, pod::NODE)?;
         let (uid, qos) = (PodRef::of(&pod).uid, translate::qos_class(&pod));
         let values = translate::pod_cgroup_resources(&pod, &self.facts);
         self.cgroups.create_pod(qos, &uid, &values)?;
         let dir = self.volumes.prepare_pod_dirs(&uid).map_err(|e| anyhow::anyhow!(e.message))?;
         let parent = self.cgroups.pod_parent(qos, &uid);
         let mut sandbox = translate::sandbox_config(&pod, 0, &parent, &self.facts)?.config;
-        let mut container = self.container(&pod, &uid, &dir, values.memory_limit).await?;
-        for labels in [&mut sandbox.labels, &mut container.labels] {
+        let mut containers = Vec::new();
+        for nth in 0..containers_of(&pod) {
+            containers.push(self.container(&pod, nth, &uid, &dir, values.memory_limit).await?);
+        }
+        let labels = containers.iter_mut().map(|c| &mut c.labels);
+        for labels in labels.chain([&mut sandbox.labels]) {
             // By this label the agent would know the pod for one that no source has, and end it.
             if let Some(uid) = labels.remove(POD_UID) {
                 labels.insert(FLOOR_UID.to_owned(), uid);
             }
         }
-        let log = Path::new(&sandbox.log_directory).join(&container.log_path);
-        std::fs::create_dir_all(log.parent().context("a log file lies in a folder")?)?;
-        Ok(Prepared { uid, qos, sandbox, container })
+        for container in &containers {
+            let log = Path::new(&sandbox.log_directory).join(&container.log_path);
+            std::fs::create_dir_all(log.parent().context("a log file lies in a folder")?)?;
+        }
+        Ok(Prepared { uid, qos, sandbox, containers })
     }
 
     async fn container(
         &self,
         pod: &Pod,
+        nth: usize,
         uid: &PodUid,
         dir: &Path,
         memory: Option<i64>,
     ) -> Result<ContainerConfig> {
         let mounted = self.volumes.setup(pod, memory).await.context("set up the volumes")?;
-        let container = api::spec(pod).containers.first().context("the pod has a container")?;
+        let container = api::spec(pod).containers.get(nth).context("the pod has a container")?;
         let hosts = dir.join("etc-hosts");
         let hostname = translate::pod_hostname(pod, &self.facts.cluster_domain)?;
         std::fs::write(&hosts, translate::etc_hosts(pod, &[], &hostname, None))?;
@@ -133,30 +141,42 @@ impl Floor {
 
     /// The three calls.
     pub(super) async fn start(&self, prepared: Prepared) -> Result<Running> {
-        let (config, container) = (prepared.sandbox.clone(), prepared.container.clone());
+        let config = prepared.sandbox.clone();
         let began = now();
         let sandbox = self.runtime.run_pod_sandbox(config.clone(), "").await?;
-        let made = now();
-        let container = self.runtime.create_container(&sandbox, container, config).await?;
-        let created = now();
-        self.runtime.start_container(&container).await?;
-        let calls = [ms(began, made), ms(made, created), ms(created, now())];
-        Ok(Running { prepared, sandbox, container, began, calls })
+        let mut calls = [ms(began, now()), 0.0, 0.0];
+        let mut containers = Vec::new();
+        for container in prepared.containers.clone() {
+            let made = now();
+            let container = self.runtime.create_container(&sandbox, container, config.clone()).await?;
+            let created = now();
+            self.runtime.start_container(&container).await?;
+            (calls[1], calls[2]) = (ms(made, created), ms(created, now()));
+            containers.push(container);
+        }
+        Ok(Running { prepared, sandbox, containers, began, calls })
     }
 
     /// The one call; returns when it was made. The container's end comes with a stamp.
     pub(super) async fn stop(&self, running: &Running) -> Result<u64> {
         let began = now();
-        self.runtime.stop_container(&running.container, 30).await?;
+        try_join_all(running.containers.iter().map(|id| self.runtime.stop_container(id, 30))).await?;
         Ok(began)
     }
 
-    /// Takes everything of the pod away again.
-    pub(super) async fn remove(&self, running: Running) -> Result<()> {
+    /// Takes everything of the pod away again; returns when the runtime had nothing of it any more.
+    pub(super) async fn remove(&self, running: Running) -> Result<u64> {
         self.runtime.stop_pod_sandbox(&running.sandbox).await?;
-        self.runtime.remove_container(&running.container).await?;
+        try_join_all(running.containers.iter().map(|id| self.runtime.remove_container(id))).await?;
         self.runtime.remove_pod_sandbox(&running.sandbox).await?;
-        self.discard(running.prepared).await
+        let gone = now();
+        self.discard(running.prepared).await?;
+        Ok(gone)
+    }
+
+    /// Whether the pod `uid` has a cgroup.
+    pub(super) fn has_cgroup(&self, uid: &PodUid) -> Result<bool> {
+        Ok(self.cgroups.list_pods()?.iter().any(|(_, of)| of == uid))
     }
 
     /// Takes away what [`Floor::prepare`] made.
@@ -166,4 +186,8 @@ impl Floor {
         std::fs::remove_dir_all(&prepared.sandbox.log_directory)?;
         Ok(())
     }
+}
+
+fn containers_of(pod: &Pod) -> usize {
+    api::spec(pod).containers.len()
 }

@@ -9,14 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Amounts;
 use super::floor::Floor;
+use super::release;
 use super::report::{Idle, Measured};
 use super::setting::Setting;
 use super::stamps::{Moment, ms, now};
 
 /// A container that has given no sign for so long never will.
-const SIGN_LIMIT: Duration = Duration::from_secs(120);
+pub(super) const SIGN_LIMIT: Duration = Duration::from_secs(120);
 /// After a pod runs, until the agent has done all that its start made it do.
-const START_DONE: Duration = Duration::from_millis(400);
+pub(super) const START_DONE: Duration = Duration::from_millis(400);
 
 /// Takes all measurements. The agent runs at the end, with no pods.
 pub(super) async fn measure(setting: &mut Setting, amounts: Amounts) -> Result<Measured> {
@@ -47,6 +48,7 @@ pub(super) async fn measure(setting: &mut Setting, amounts: Amounts) -> Result<M
             single_floor(setting, &floor, &mut measured, &f).await?;
         }
     }
+    measured.release = release::measure(setting, &floor, amounts, &progress).await?;
     let mut running = Vec::new();
     for round in 0..amounts.bursts {
         progress.say(format!("burst of {}, {} of {}", amounts.burst, round + 1, amounts.bursts));
@@ -73,7 +75,7 @@ pub(super) async fn measure(setting: &mut Setting, amounts: Amounts) -> Result<M
 
 /// A pod by the bare client, stopped and removed again.
 async fn single_floor(setting: &mut Setting, floor: &Floor, into: &mut Measured, name: &str) -> Result<()> {
-    let prepared = floor.prepare(name, &setting.stamps_dir()).await?;
+    let prepared = floor.prepare(name, &setting.stamps_dir(), 1).await?;
     let running = floor.start(prepared).await?;
     let started = setting.stamps.wait(Moment::Start, name, SIGN_LIMIT).await?;
     into.single.floor.push(ms(running.began, started));
@@ -82,7 +84,8 @@ async fn single_floor(setting: &mut Setting, floor: &Floor, into: &mut Measured,
     let ordered = floor.stop(&running).await?;
     let term = setting.stamps.wait(Moment::Term, name, SIGN_LIMIT).await?;
     into.stop.floor.push(ms(ordered, term));
-    floor.remove(running).await
+    floor.remove(running).await?;
+    Ok(())
 }
 
 /// The same pod by its manifest.
@@ -113,7 +116,7 @@ async fn burst_floor(
     let names: Vec<String> = (0..size).map(|n| format!("burst-{round}-f-{n}")).collect();
     let mut prepared = Vec::new();
     for name in &names {
-        prepared.push(floor.prepare(name, &setting.stamps_dir()).await?);
+        prepared.push(floor.prepare(name, &setting.stamps_dir(), 1).await?);
     }
     let began = now();
     let running = try_join_all(prepared.into_iter().map(|one| floor.start(one))).await?;
@@ -216,10 +219,10 @@ async fn idle(setting: &Setting, amounts: Amounts, pods: usize) -> Result<Idle> 
 }
 
 /// Says on standard error what is done now: one moving line on a terminal, plain lines elsewhere.
-struct Progress(Option<ProgressBar>);
+pub(super) struct Progress(Option<ProgressBar>);
 
 impl Progress {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
@@ -230,7 +233,7 @@ impl Progress {
         }))
     }
 
-    fn say(&self, what: String) {
+    pub(super) fn say(&self, what: String) {
         match &self.0 {
             Some(bar) => bar.set_message(what),
             None => eprintln!("{what}"),

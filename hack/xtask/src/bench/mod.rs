@@ -12,6 +12,7 @@
 //! | [`floor`] | the bare client |
 //! | [`stamps`] | what the containers tell |
 //! | [`measure`] | the order of work |
+//! | [`release`] | how soon a pod that ended has given everything back (`--release`: nothing else) |
 //! | [`probes`] | what probing costs, in a run of its own (`--probes`) |
 //! | [`report`] | figures, the table, JSON |
 
@@ -20,6 +21,7 @@ mod floor;
 mod measure;
 mod pod;
 mod probes;
+mod release;
 mod report;
 mod setting;
 mod stamps;
@@ -61,6 +63,9 @@ pub struct Arguments {
     /// Measure an agent that probes its pods every ten seconds, and nothing else
     #[arg(long)]
     probes: bool,
+    /// Measure how soon pods that ended have given everything back, and nothing else
+    #[arg(long, conflicts_with = "probes")]
+    release: bool,
     /// Few of everything: does the benchmark itself work?
     #[arg(long)]
     quick: bool,
@@ -81,6 +86,8 @@ struct Amounts {
     singles: usize,
     burst: usize,
     bursts: usize,
+    /// Pods of each size that end, of the floor and of the agent each.
+    releases: usize,
     pods: usize,
     /// How often the agent is started to see when it is healthy.
     starts: usize,
@@ -95,12 +102,22 @@ impl Arguments {
     fn amounts(&self) -> Amounts {
         if self.quick {
             let (idle, settle) = (Duration::from_secs(2), Duration::from_secs(2));
-            return Amounts { singles: 3, burst: 4, bursts: 1, pods: 6, starts: 2, idle, settle };
+            return Amounts {
+                singles: 3,
+                burst: 4,
+                bursts: 1,
+                releases: 2,
+                pods: 6,
+                starts: 2,
+                idle,
+                settle,
+            };
         }
         Amounts {
             singles: self.singles.max(1),
             burst: self.burst.clamp(1, 110),
             bursts: self.bursts.max(1),
+            releases: self.singles.div_ceil(2).max(1),
             pods: self.pods.clamp(1, 110),
             starts: 7,
             idle: Duration::from_secs(self.idle.max(1)),
@@ -119,6 +136,9 @@ pub async fn bench(arguments: Arguments) -> Result<()> {
         tokio::task::spawn_blocking(|| build::binary("kubelet", "kubelet", Profile::Release)).await??;
     let mut setting = setting::Setting::make(&arguments, binary).await?;
     let work = async {
+        if arguments.release {
+            return release::alone(&mut setting, amounts).await;
+        }
         if !arguments.probes {
             return measure::measure(&mut setting, amounts).await;
         }

@@ -23,6 +23,13 @@ pub(super) struct Idle {
     pub pss_mib: f64,
 }
 
+/// The release of pods of one size.
+#[derive(Debug, Default, Clone, Serialize)]
+pub(super) struct Release {
+    pub containers: usize,
+    pub pair: Pair,
+}
+
 /// Everything measured, as it was measured.
 #[derive(Debug, Default, Clone, Serialize)]
 pub(super) struct Measured {
@@ -34,6 +41,8 @@ pub(super) struct Measured {
     pub burst: Pair,
     /// Order to SIGTERM.
     pub stop: Pair,
+    /// The last container's end to everything given back.
+    pub release: Vec<Release>,
     /// Processor time of the agent for one pod, in milliseconds.
     pub cpu_single: Vec<f64>,
     /// The same in a burst, per pod.
@@ -59,20 +68,25 @@ struct Row {
     ratio: Option<f64>,
     /// What the ratio, or else the agent's figure, may be at most.
     target: Option<f64>,
+    /// What the agent may take beyond the floor.
+    beyond: Option<f64>,
 }
 
 impl Row {
     fn pair(figure: &str, pair: &Pair, of: fn(&[f64]) -> f64, target: Option<f64>) -> Self {
         let (floor, agent) = (of(&pair.floor), of(&pair.agent));
         let ratio = (floor > 0.0).then_some(agent / floor);
-        Self { figure: figure.to_owned(), unit: "ms", floor: Some(floor), agent, ratio, target }
+        Self { figure: figure.to_owned(), unit: "ms", floor: Some(floor), agent, ratio, target, beyond: None }
     }
 
     fn agent(figure: String, unit: &'static str, agent: f64, target: Option<f64>) -> Self {
-        Self { figure, unit, floor: None, agent, ratio: None, target }
+        Self { figure, unit, floor: None, agent, ratio: None, target, beyond: None }
     }
 
     fn met(&self) -> Option<bool> {
+        if let (Some(beyond), Some(floor)) = (self.beyond, self.floor) {
+            return Some(self.agent - floor <= beyond);
+        }
         Some(self.ratio.unwrap_or(self.agent) <= self.target?)
     }
 
@@ -83,6 +97,7 @@ impl Row {
             Some(_) => format!("≤ {target:.2} x"),
             None => format!("≤ {target} {}", self.unit),
         });
+        let bound = self.beyond.map(|beyond| format!("≤ floor + {beyond} {}", self.unit)).or(bound);
         [
             self.figure.clone(),
             or_dash(self.floor.map(|floor| format!("{floor:.1} {}", self.unit))),
@@ -124,6 +139,9 @@ fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
             Row::agent("memory (PSS)".to_owned(), "MiB", p.pss_mib, None),
         ];
     }
+    if m.single.agent.is_empty() {
+        return releases(m);
+    }
     let ratio = Some(1.10);
     let mut rows = vec![
         Row::pair("one pod starts, median", &m.single, median, ratio),
@@ -153,6 +171,7 @@ fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
             memory,
         ));
     }
+    rows.extend(releases(m));
     let full = format!("exec to healthy with {} pods running, median", amounts.pods);
     rows.push(Row::agent(
         "exec to healthy with no pods, median".into(),
@@ -162,6 +181,19 @@ fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
     ));
     rows.push(Row::agent(full, "ms", median(&m.healthy_full), Some(500.0)));
     rows
+}
+
+/// From the last container's end to everything given back.
+fn releases(m: &Measured) -> Vec<Row> {
+    let rows = m.release.iter().flat_map(|r| {
+        let what = |of: &str| match r.containers {
+            1 => format!("release of a pod of 1 container, {of}"),
+            n => format!("release of a pod of {n} containers, {of}"),
+        };
+        let median = Row { beyond: Some(100.0), ..Row::pair(&what("median"), &r.pair, median, None) };
+        [median, Row::pair(&what("90th percentile"), &r.pair, p90, None)]
+    });
+    rows.collect()
 }
 
 /// The middle one; the upper of the two middle ones of an even number. 0 of nothing.
@@ -188,7 +220,7 @@ impl fmt::Display for Report {
         lines.extend(self.rows.iter().map(Row::cells));
         let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; 6] = std::array::from_fn(width);
-        if self.measured.probing.is_some() {
+        if self.measured.floor_calls.is_empty() {
             writeln!(f, "{}\n", self.runtime)?;
             return lines_of(f, &lines, widths);
         }
@@ -237,6 +269,8 @@ mod tests {
         assert_eq!(row.met(), Some(false));
         assert_eq!(row.cells()[3..], ["1.110", "≤ 1.10 x", "NO"]);
         assert_eq!(Row::pair("x", &pair, median, None).met(), None);
+        let row = Row { beyond: Some(100.0), ..Row::pair("x", &pair, median, None) };
+        assert_eq!(row.cells()[4..], ["≤ floor + 100 ms", "yes"]);
         let row = Row::agent("cpu".into(), "%", 0.04, Some(0.05));
         assert_eq!(row.cells(), ["cpu", "-", "0.040 %", "-", "≤ 0.05 %", "yes"]);
     }

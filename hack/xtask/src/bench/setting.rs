@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cri::v1::PodSandboxFilter;
+use kubelet::api::{PodRef, PodUid};
 use kubelet::assemble::Settings;
 
 use super::Arguments;
@@ -136,7 +137,7 @@ impl Setting {
 
     /// Writes the manifest of a pod where the agent does not see it.
     pub(super) fn stage(&self, name: &str) -> Result<()> {
-        self.stage_as(name, &pod::manifest(name, &self.stamps_dir()))
+        self.stage_as(name, &pod::manifest(name, &self.stamps_dir(), 1))
     }
 
     /// The same for another manifest.
@@ -162,6 +163,15 @@ impl Setting {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
+    /// The agent's pod of the manifest that was staged for `name`, and the directory that goes last of it.
+    pub(super) fn pod_dir(&self, name: &str, manifest: &[u8]) -> Result<(PodUid, PathBuf)> {
+        let path = self.manifest(name).display().to_string();
+        let (pod, _) = kubelet::source::static_pod(manifest, &path, NODE)?;
+        let uid = PodRef::of(&pod).uid;
+        let dir = self.base.join("root/pods").join(uid.as_str());
+        Ok((uid, dir))
+    }
+
     fn manifest(&self, name: &str) -> PathBuf {
         self.base.join("manifests").join(file(name))
     }
@@ -181,6 +191,11 @@ impl Setting {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The runtime has no sandbox of ours.
+    pub(super) async fn is_empty(&self) -> Result<bool> {
+        Ok(self.cri.list_pod_sandboxes(Some(ours())).await?.is_empty())
     }
 
     /// Everything that this run made goes.
