@@ -7,7 +7,7 @@ use node_e2e::manifest::{pod, sh};
 use node_e2e::node::free_ports;
 use node_e2e::wait::eventually;
 use node_e2e::{Node, status};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -47,6 +47,22 @@ fn host_address() -> Option<IpAddr> {
     socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_loopback())
 }
 
+/// A node, and on it the pod `server` whose page is at a port of the host; `None` when there can be no such thing, which has
+/// been said.
+async fn host_port() -> Option<(Node, Value, u16)> {
+    let mut node = Node::start().await?;
+    if node.turn.as_ref().unwrap().private().is_none() {
+        node_e2e::skip("the network of CRI_SOCKET's runtime may have no host ports");
+        node.finish().await;
+        return None;
+    }
+    let [port] = free_ports();
+    let mut server = pod("server", [sh("c", SERVER)]);
+    server["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
+    node.put("server", &server);
+    Some((node, server, port))
+}
+
 #[tokio::test]
 async fn pods_reach_each_other_and_the_host_reaches_them() {
     let Some(mut node) = Node::start().await else { return };
@@ -67,15 +83,7 @@ async fn pods_reach_each_other_and_the_host_reaches_them() {
 
 #[tokio::test]
 async fn a_host_port_leads_into_its_pod_from_everywhere_and_is_gone_with_it() {
-    let Some(mut node) = Node::start().await else { return };
-    if node.turn.as_ref().unwrap().private().is_none() {
-        node_e2e::skip("the network of CRI_SOCKET's runtime may have no host ports");
-        return node.finish().await;
-    }
-    let [port] = free_ports();
-    let mut p = pod("server", [sh("c", SERVER)]);
-    p["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
-    node.put("server", &p);
+    let Some((mut node, mut p, port)) = host_port().await else { return };
     node.put("client", pod("client", [sh("c", node_e2e::manifest::FOREVER)]));
     let server = node.wait_ready("server").await;
     reachable("127.0.0.1", port).await;
@@ -105,15 +113,7 @@ async fn a_host_port_leads_into_its_pod_from_everywhere_and_is_gone_with_it() {
 
 #[tokio::test]
 async fn a_restarted_container_keeps_address_and_host_port() {
-    let Some(mut node) = Node::start().await else { return };
-    if node.turn.as_ref().unwrap().private().is_none() {
-        node_e2e::skip("the network of CRI_SOCKET's runtime may have no host ports");
-        return node.finish().await;
-    }
-    let [port] = free_ports();
-    let mut p = pod("server", [sh("c", SERVER)]);
-    p["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
-    node.put("server", &p);
+    let Some((node, _, port)) = host_port().await else { return };
     let before = node.wait_ready("server").await;
     reachable("127.0.0.1", port).await;
     let pid = node.container_pid(&before, "c").await;
