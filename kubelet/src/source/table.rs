@@ -208,6 +208,8 @@ impl Table {
         // One file may hand a pod with a UID of its own to another: that is an update, not an end.
         let handed_on = |u: &PodUid| coming.iter().any(|p: &SourcePod| uid(&p.pod) == *u);
         going.retain(|u| !handed_on(u));
+        // Who comes first is admitted first.
+        coming.sort_by_key(|p: &SourcePod| std::cmp::Reverse(priority(&p.pod)));
         let origin = Origin::File;
         out.events.extend(going.into_iter().map(|uid| SourceEvent::Gone { origin, uid }));
         out.events.extend(coming.into_iter().map(SourceEvent::Put));
@@ -245,6 +247,10 @@ impl Owners {
         let holders = [self.names.get(&full_name(pod)), self.uids.get(&uid(pod))];
         holders.into_iter().flatten().find(|holder| holder.as_os_str() != file).cloned()
     }
+}
+
+fn priority(pod: &Pod) -> i32 {
+    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default()
 }
 
 fn full_name(pod: &Pod) -> (String, String) {

@@ -322,6 +322,7 @@ impl World {
             tracing::info!(%pod, "no source has this pod: removing it");
             self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
         }
+        self.count();
     }
 
     /// A pod appeared in the runtime that no actor made: what a killed incarnation had asked for came late.
@@ -335,6 +336,7 @@ impl World {
             tracing::info!(%pod, "no source has this pod: removing it");
             let desired = orphans::order(&pod, MINIMUM_GRACE);
             self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
+            self.count();
         } else if let Some(picture) = &mut self.picture {
             // A source may still tell of it; if none does, it is swept with the rest.
             picture.pods.entry(pod.uid.clone()).or_insert_with(|| (pod, Arc::default()));
@@ -349,9 +351,7 @@ impl World {
             let desired = entry.desired.borrow();
             let fixed = usize::from(desired.origin != Origin::Api);
             let orphan = desired.stop.as_ref().is_some_and(|s| s.remove || s.why == StopReason::Orphaned);
-            if desired.stop.as_ref().is_none_or(|s| s.why != StopReason::Orphaned) {
-                desired_pods[fixed] += 1;
-            }
+            desired_pods[fixed] += u32::from(!orphan);
             let holds = self.promised.holds(uid);
             active[fixed] += u32::from(holds);
             let lifecycle = match desired.stop {
