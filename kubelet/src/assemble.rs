@@ -11,6 +11,7 @@
 //! | a pod's actor | `Desired`, `Observed` | calls to the runtime, statuses, events |
 //! | probes | targets from actors | `watch<Arc<Readiness>>` per pod, events, a file per pod |
 //! | log rotation | what runs, by pleg; inotify | renamed logs, `ReopenContainerLog` |
+//! | ended containers (where there is a limit) | what is seen, by pleg | `watch` of those condemned, to actors |
 //! | file source | inotify | `SourceEvent`s |
 //! | server | HTTP | what the [`View`] shows |
 
@@ -24,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::pleg::observed::State;
 use crate::pleg::{self, Pleg};
 use crate::pod::Rooms;
+use crate::pod::dead::{self, DeadConfig};
 use crate::pod::translate::NodeFacts;
 use crate::probe::{Live, Prober, Probes};
 use crate::source::{self, SourceEvent};
@@ -37,7 +39,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Everything the agent is told; `settings` makes it from flags and configuration, tests by hand.
@@ -63,6 +65,8 @@ pub struct Settings {
     pub node_cgroup: NodeValues,
     /// `crashLoopBackOff.maxContainerRestartPeriod`
     pub backoff_cap: Duration,
+    /// Which ended containers are kept.
+    pub dead: DeadConfig,
     /// The wall clock.
     pub clock: Clock,
     /// User and group ids for pods with a user namespace of their own.
@@ -176,7 +180,8 @@ impl Agent {
         }
         let recorder = Recorder::new(1024);
         let mut tasks = Vec::new();
-        let on_change = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
+        let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
+        let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
         let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
         let mut facts = settings.facts;
         let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
@@ -203,6 +208,7 @@ impl Agent {
                 ips: facts.node_ips.clone(),
                 runtime_name: capabilities.runtime_name.clone(),
                 recursive_read_only: handler.recursive_read_only_mounts,
+                stop_signals: facts.container_stop_signals,
             },
             facts: Arc::new(facts),
             statuses: statuses.clone(),
@@ -213,6 +219,8 @@ impl Agent {
             recursive_read_only: handler.recursive_read_only_mounts,
             clock: settings.clock,
             backoff_cap: settings.backoff_cap,
+            dead: settings.dead,
+            condemned,
         });
         let directory = Directory::default();
         let (sources, events) = mpsc::channel(256);
@@ -282,6 +290,23 @@ fn rotation(
         };
         rotation.running(uid, running.map(log).collect());
     }))
+}
+
+/// Where there is a limit to the ended containers of the whole node, they are counted as they are seen.
+fn counted(
+    config: DeadConfig,
+    clock: Clock,
+    on_change: pleg::OnChange,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> (pleg::OnChange, dead::Condemned) {
+    let Some(most) = config.on_node else { return (on_change, watch::channel(Arc::default()).1) };
+    let (count, condemned, task) = dead::spawn(most, config, clock);
+    tasks.push(task);
+    let both: pleg::OnChange = Box::new(move |uid, seen| {
+        on_change(uid, seen);
+        count.seen(uid, seen);
+    });
+    (both, condemned)
 }
 
 /// A runtime that says which driver it uses must be believed.

@@ -14,6 +14,7 @@ use crate::log::{self, RotationConfig};
 use crate::node::{self, Capacity};
 use crate::pleg;
 use crate::pod::backoff;
+use crate::pod::dead::DeadConfig;
 use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
 use crate::quantity;
 use crate::trace::Tracer;
@@ -133,6 +134,11 @@ impl Settings {
             cgroup: CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos),
             node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
+            dead: DeadConfig {
+                on_node: usize::try_from(flags.maximum_dead_containers).ok(),
+                per_container: usize::try_from(flags.maximum_dead_containers_per_container).ok(),
+                min_age: flags.minimum_container_ttl_duration.to_std(),
+            },
             clock: Clock::System,
             user_ids: user_ids(&loaded.config, pods)?,
             images: images(loaded, &root_dir)?,

@@ -62,7 +62,7 @@ pub(super) const GATES: &[Gate] = &[
     gate("ConstrainedImpersonation", true, Beta, Elsewhere),
     gate("ContainerCheckpoint", true, Beta, Fixed),
     gate("ContainerRestartRules", true, Beta, Fixed),
-    gate("ContainerStopSignals", false, Alpha, Fixed),
+    gate("ContainerStopSignals", false, Alpha, Switch),
     gate("ContextualLogging", true, Beta, Switch),
     gate("ControllerManagerReleaseLeaderElectionLockOnExit", false, Alpha, Elsewhere),
     gate("CoordinatedLeaderElection", false, Beta, Elsewhere),

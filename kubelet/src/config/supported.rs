@@ -33,7 +33,6 @@ const NUMA: &str = "NUMA nodes are not managed yet";
 const SHUTDOWN: &str = "node shutdown is not handled yet";
 const CSR: &str = "certificates are not requested from a cluster yet";
 const MEMORY_QOS: &str = "memory is not throttled or protected yet";
-const GC: &str = "how many ended containers are kept cannot be changed yet";
 const STATS: &str = "the agent has no such statistics library";
 const LOG_STREAMS: &str = "log streams are not split or buffered yet";
 
@@ -194,9 +193,9 @@ const FLAGS: &[(&str, Status)] = &[
     ("image-credential-provider-config", Supported),
     ("kubeconfig", NotYet(API)),
     ("lock-file", NotYet("the agent takes no lock file yet")),
-    ("maximum-dead-containers", NotYet(GC)),
-    ("maximum-dead-containers-per-container", NotYet(GC)),
-    ("minimum-container-ttl-duration", NotYet(GC)),
+    ("maximum-dead-containers", Supported),
+    ("maximum-dead-containers-per-container", Supported),
+    ("minimum-container-ttl-duration", Supported),
     ("node-ip", Supported),
     ("node-labels", Noted(API)),
     ("root-dir", Supported),

@@ -131,7 +131,7 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
              shutdownGracePeriod: 30s\nfeatureGates: {MemoryQoS: true, WatchList: false}\n\
              evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}\n"
         )
-        .flags(&["--maximum-dead-containers=5", "--housekeeping-interval=1s", "--storage-driver-user=x"])
+        .flags(&["--lock-file=/l", "--housekeeping-interval=1s", "--storage-driver-user=x"])
         .load()
         .unwrap_err(),
         [
@@ -142,7 +142,7 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
             "not supported yet: memorySwap.swapBehavior: \"LimitedSwap\": swap for pods is not supported yet; only nothing and \"NoSwap\" are accepted",
             "not supported yet: shutdownGracePeriod: \"30s\": node shutdown is not handled yet; only \"0s\" is accepted",
             "not supported yet: --housekeeping-interval: \"1s\": the agent has no such statistics library; only \"10s\" is accepted",
-            "not supported yet: --maximum-dead-containers: 5: how many ended containers are kept cannot be changed yet; only -1 is accepted",
+            "not supported yet: --lock-file: \"/l\": the agent takes no lock file yet; only nothing is accepted",
             "not supported yet: --storage-driver-user: \"x\": the agent has no such statistics library; only \"root\" is accepted",
             "not supported yet: featureGates.MemoryQoS (--feature-gates): true: the agent cannot switch this feature; only false is accepted",
         ]

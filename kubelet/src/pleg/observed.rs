@@ -105,6 +105,8 @@ pub struct Instance {
     pub user: Option<(i64, i64, Vec<i64>)>,
     /// Path of the log file on the host.
     pub log_path: String,
+    /// The signal that asks it to end, in the API's words; `None` where the runtime does not tell.
+    pub stop_signal: Option<String>,
 }
 
 impl Observed {
@@ -203,8 +205,15 @@ impl Instance {
                 .and_then(|u| u.linux.as_ref())
                 .map(|l| (l.uid, l.gid, l.supplemental_groups.clone())),
             log_path: s.log_path.clone(),
+            stop_signal: stop_signal(s.stop_signal()),
         }
     }
+}
+
+/// CRI writes real-time signals as SIGRTMINPLUS1, the API as SIGRTMIN+1.
+fn stop_signal(s: v1::Signal) -> Option<String> {
+    let named = s != v1::Signal::RuntimeDefault;
+    named.then(|| s.as_str_name().replace("PLUS", "+").replace("MINUS", "-"))
 }
 
 pub(super) fn state(s: v1::ContainerState) -> State {

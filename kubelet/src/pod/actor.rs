@@ -1,10 +1,11 @@
 //! The actor: one task per pod that plans, acts and looks, until nothing of the pod is left.
 //!
-//! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe: three
+//! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe:
 //! `watch` channels and a timer. Calls that change the runtime are awaited to their end or deadline, because a call
 //! that was dropped half-way says nothing about what it did; image pulls are dropped when the pod must end.
 
 use super::backoff;
+use super::dead::{Condemned, Kept};
 use super::desired::{Desired, StopReason};
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
@@ -16,6 +17,7 @@ use crate::pleg::observed::{Observed, State};
 use crate::probe::{self, PodProbes, Readiness, Target, Targets};
 use crate::status::{self, Removed, api_status};
 use crate::trace::{self, End, PodStart};
+use futures::future::join_all;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,6 +26,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Waits after a failed step: first and longest. Upstream's longest is the same.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// How many containers are removed at once.
+const REMOVALS_AT_ONCE: usize = 8;
 
 /// Runs the pod until nothing of it is left on the node. `arrived` is when its source learned of it; `ended` is told,
 /// once, when nothing of the pod runs or will run again.
@@ -51,6 +56,9 @@ struct Actor {
     /// The newest of what was published and what this actor looked at itself.
     seen: Arc<Observed>,
     memory: Memory,
+    /// Which ended instances stay, and what of the node is condemned.
+    kept: Kept,
+    condemned: Condemned,
     /// What probes made of the containers.
     readiness: Arc<Readiness>,
     probes: PodProbes,
@@ -92,7 +100,10 @@ impl Actor {
         let start =
             if adopted { PodStart::none() } else { PodStart::new(&rooms.tracer, &rooms.metrics, arrived) };
         let arrived = (!adopted).then_some(arrived);
+        let kept = Kept { config: rooms.dead, ..Kept::default() };
         Self {
+            kept,
+            condemned: rooms.condemned.clone(),
             rooms,
             pod,
             desired,
@@ -124,6 +135,7 @@ impl Actor {
             let desired = self.desired.borrow_and_update().clone();
             self.take_observed();
             self.readiness = self.probes.readiness();
+            self.kept.condemned = self.condemned.borrow_and_update().clone();
             if self.seen.is_rough() && desired.stop.is_none() {
                 // What runs is left alone until its statuses are known: pleg goes on asking for them.
                 if !self.wait(None).await {
@@ -214,6 +226,7 @@ impl Actor {
             cgroup: self.steps.cgroup_made,
             now: self.rooms.clock.nanos(),
             backoff_cap: self.rooms.backoff_cap,
+            kept: &self.kept,
         })
     }
 
@@ -261,6 +274,7 @@ impl Actor {
             changed = self.desired.changed() => changed.is_ok(),
             changed = self.observed.changed() => changed.is_ok(),
             () = self.probes.changed() => true,
+            () = changed(&mut self.condemned) => true,
             () = timer => true,
         }
     }
@@ -268,7 +282,17 @@ impl Actor {
     /// Carries the steps out in order. A container that cannot be started does not keep the next one from starting;
     /// any other failure ends the plan, and so does a new order when the next step would start something.
     async fn carry_out(&mut self, desired: &Desired, plan: &Plan) -> Carried {
-        for step in &plan.steps {
+        let mut rest = plan.steps.as_slice();
+        while let Some((step, behind)) = rest.split_first() {
+            let removals = rest.iter().take_while(|s| matches!(s, Step::RemoveContainer { .. })).count();
+            if removals > 1 && plan.phase >= Phase::Terminated {
+                if !self.remove_containers(desired, plan, &rest[..removals]).await {
+                    return Carried::Out;
+                }
+                rest = &rest[removals..];
+                continue;
+            }
+            rest = behind;
             let starts =
                 matches!(step, Step::CreateSandbox { .. } | Step::Start { .. } | Step::Resume { .. });
             if starts && self.stop_arrived(desired) {
@@ -299,6 +323,36 @@ impl Actor {
             }
         }
         Carried::Out
+    }
+
+    /// The containers of a pod that has ended need nothing of each other and are removed side by side; false when one could
+    /// not be.
+    async fn remove_containers(&mut self, desired: &Desired, plan: &Plan, steps: &[Step]) -> bool {
+        let began = Instant::now();
+        let mut done = Vec::with_capacity(steps.len());
+        for some in steps.chunks(REMOVALS_AT_ONCE) {
+            let removals = some.iter().map(async |step| {
+                let Step::RemoveContainer { id, name } = step else { return (step, Ok(())) };
+                (step, self.steps.remove_container(&desired.pod, id, name, self.own_log(id)).await)
+            });
+            done.extend(join_all(removals).await);
+        }
+        let failed = done.iter().filter(|(_, result)| result.is_err()).count();
+        tracing::debug!(pod = %self.pod, containers = steps.len(), failed, took_ms = began.elapsed().as_millis() as u64, "removals");
+        for (step, result) in done {
+            let key = self.key(desired, plan, step);
+            match (step, result) {
+                (Step::RemoveContainer { id, name }, Ok(())) => {
+                    self.remember_removed(id, name);
+                    if failed == 0 {
+                        self.forget_failure(&key);
+                    }
+                }
+                (_, Ok(())) => {}
+                (_, Err(failure)) => self.remember_failure(&key, failure),
+            }
+        }
+        failed == 0
     }
 
     /// Under which key a failure of `step` is remembered.
@@ -589,6 +643,13 @@ enum Carried {
 async fn until_stop(desired: &mut watch::Receiver<Desired>) {
     // An error means that `world` is gone: stop as well.
     let _ = desired.wait_for(|d| d.stop.is_some()).await;
+}
+
+/// Resolves when the set has changed; never where there is no limit.
+async fn changed(condemned: &mut Condemned) {
+    if condemned.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 fn nanos(d: Duration) -> i64 {

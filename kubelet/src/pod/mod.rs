@@ -12,6 +12,7 @@
 
 pub mod actor;
 pub mod backoff;
+pub mod dead;
 pub mod desired;
 mod hooks;
 pub mod plan;

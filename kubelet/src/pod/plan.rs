@@ -15,6 +15,7 @@ mod policy;
 mod run;
 
 use super::backoff;
+use super::dead::Kept;
 use super::desired::Desired;
 use crate::event::ContainerList;
 use crate::pleg::observed::{Observed, Sandbox};
@@ -208,6 +209,8 @@ pub struct Input<'a> {
     pub now: i64,
     /// Cap of the crash back-off.
     pub backoff_cap: Duration,
+    /// Which ended instances stay.
+    pub kept: &'a Kept,
 }
 
 /// Why a container waits that ended too often.
@@ -229,7 +232,7 @@ pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
 
 /// The pod's own end by what is seen alone, without what an actor remembers.
 fn outcome_as_seen(desired: &Desired, observed: &Observed) -> Option<Outcome> {
-    let (memory, readiness) = (Memory::default(), Readiness::default());
+    let (memory, readiness, kept) = (Memory::default(), Readiness::default(), Kept::default());
     let input = Input {
         desired,
         observed,
@@ -238,6 +241,7 @@ fn outcome_as_seen(desired: &Desired, observed: &Observed) -> Option<Outcome> {
         cgroup: false,
         now: 0,
         backoff_cap: Duration::ZERO,
+        kept: &kept,
     };
     outcome(&input)
 }

@@ -1,5 +1,6 @@
 //! The rooms an actor asks to get its steps done. Built once by `assemble`, shared by every actor.
 
+use super::dead::{Condemned, DeadConfig};
 use super::translate::NodeFacts;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
@@ -57,4 +58,8 @@ pub struct Rooms {
     pub clock: Clock,
     /// Cap of the crash back-off.
     pub backoff_cap: Duration,
+    /// Which ended containers are kept.
+    pub dead: DeadConfig,
+    /// Those that the node has too many of.
+    pub condemned: Condemned,
 }

@@ -115,6 +115,7 @@ fn fill(input: &Input<'_>, c: &Container, i: &Instance, status: &mut ContainerSt
     status.restart_count = i32::try_from(i.restart_count).unwrap_or(i32::MAX);
     status.resources = Some(resources(c));
     status.allocated_resources = c.resources.as_ref().and_then(|r| r.requests.clone());
+    status.stop_signal = i.stop_signal.clone().filter(|_| input.node.stop_signals);
     status.user = i.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
         linux: Some(LinuxContainerUser { uid: *uid, gid: *gid, supplemental_groups: Some(groups.clone()) }),
     });

@@ -25,6 +25,8 @@ pub struct NodeIdentity {
     pub runtime_name: String,
     /// The runtime can make read-only mounts recursively so.
     pub recursive_read_only: bool,
+    /// Feature gate `ContainerStopSignals`: containers' statuses tell their stop signals.
+    pub stop_signals: bool,
 }
 
 /// An instance that the agent removed from the runtime.

@@ -43,6 +43,7 @@ impl Given {
                 ips: vec!["192.0.2.10".parse().unwrap()],
                 runtime_name: "containerd".to_owned(),
                 recursive_read_only: false,
+                stop_signals: false,
             },
         }
     }
@@ -100,6 +101,7 @@ fn instance(name: &str, n: u32, state: State, code: i32) -> Instance {
         grace: None,
         user: None,
         log_path: String::new(),
+        stop_signal: None,
     }
 }
 

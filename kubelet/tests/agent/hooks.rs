@@ -300,3 +300,23 @@ async fn a_stop_that_is_tried_again_does_not_begin_the_grace_anew() {
     assert_eq!(graces.len(), 4, "{graces:?}");
     assert!(graces.is_sorted_by(|a, b| a >= b) && graces[3] < 30, "{graces:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_containers_stop_signal_is_told_where_the_gate_is_on() {
+    for gate in [true, false] {
+        let mut node = Node::new();
+        node.settings.facts.container_stop_signals = gate;
+        let containers = [
+            with("given", &json!({"stopSignal": "SIGRTMIN+3"})),
+            with("silent", &json!({"preStop": exec("true")})),
+        ];
+        let agent = node
+            .start_synced(&[custom("u", "u", json!({"os": {"name": "linux"}, "containers": containers}))])
+            .await;
+        agent.until_ready("u").await;
+        let status = agent.status("u").unwrap();
+        let told: Vec<_> =
+            status.container_statuses.iter().flatten().map(|c| c.stop_signal.as_deref()).collect();
+        assert_eq!(told, [gate.then_some("SIGRTMIN+3"), None], "the runtime tells only what it was given");
+    }
+}

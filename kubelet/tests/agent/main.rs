@@ -11,6 +11,9 @@
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
 //! | `traces` | what a collector is told of starts |
+//! | `manifests` | static pods from their files on |
+//! | `dead` | how many ended containers are kept |
+//! | `metrics` | what `/metrics` says of pods |
 //! | `updates` | manifests that change, pods that end |
 //! | `probes` | what probes make of pods |
 //! | `admission` | what the node can give |
@@ -21,12 +24,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
+mod dead;
 mod deadlines;
 mod faults;
 mod hooks;
 mod images;
 mod lifecycle;
 mod logs;
+mod manifests;
+mod metrics;
 mod probes;
 mod restarts;
 mod scale;

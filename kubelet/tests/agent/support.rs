@@ -16,6 +16,7 @@ use kubelet::log::RotationConfig;
 use kubelet::metrics::Metrics;
 use kubelet::pleg;
 use kubelet::pod::backoff;
+use kubelet::pod::dead::DeadConfig;
 use kubelet::pod::translate::{Allocatable, NodeFacts, RuntimeFeatures};
 use kubelet::source::{SourceEvent, SourcePod};
 use kubelet::trace::{self, Tracer};
@@ -202,6 +203,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             hugetlb: vec![],
         },
         backoff_cap: backoff::DEFAULT_CAP,
+        dead: DeadConfig::default(),
         clock,
         user_ids: Pool::default(),
         images: ImageConfig {

@@ -1,6 +1,7 @@
 //! Manifests that change, pods that end, sandboxes that die, and what their statuses say.
 
 use crate::support::{Node, SECOND, container, custom, pass, pod};
+use cri::Code;
 use cri::fake::{FakeImage, FakeRuntime, Fault, Pull, Script};
 use cri::v1;
 use kubelet::api::{Pod, PodUid};
@@ -292,4 +293,37 @@ async fn pods_that_are_gone_are_forgotten_everywhere() {
         assert!(agent.agent.statuses.get(&uid).is_none(), "{uid}");
     }
     assert!(agent.agent.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_containers_of_a_pod_that_goes_are_removed_side_by_side() {
+    let names = ["a", "b", "c", "d", "e"];
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &names)]).await;
+    agent.until_ready("u").await;
+    node.fake.fault(Fault::delay("RemoveContainer", 10 * SECOND));
+    let began = Instant::now();
+    agent.gone("u").await;
+    agent.until_gone("u").await;
+    assert!(began.elapsed() < 20 * SECOND, "{:?}", began.elapsed());
+    let removed = |n: usize| node.fake.changes()[n].method == "RemoveContainer";
+    let first = (0..node.fake.changes().len()).find(|n| removed(*n)).unwrap();
+    assert!((first..first + names.len()).all(removed), "{:?}", node.changes());
+    node.assert_gone("u");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_cannot_be_removed_keeps_only_itself_and_the_sandbox() {
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &["a", "b", "c"])]).await;
+    agent.until_ready("u").await;
+    let kept = node.fake.fault(Fault::fail("RemoveContainer", Code::Internal, "busy").object("b").times(3));
+    agent.gone("u").await;
+    agent.until("it was tried", || kept.hits() == 1).await;
+    agent.until("the others are gone", || node.counts() == (1, 1)).await;
+    assert_eq!(node.instances("u", "b").len(), 1);
+    assert_eq!(node.count("RemovePodSandbox"), 0);
+    agent.until_gone("u").await;
+    assert_eq!((kept.hits(), node.count("RemoveContainer")), (3, 6));
+    node.assert_gone("u");
 }

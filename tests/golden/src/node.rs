@@ -12,6 +12,7 @@ use kubelet::image::{ImageConfig, RecordConfig, VerificationPolicy};
 use kubelet::log::RotationConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
+use kubelet::pod::dead::DeadConfig;
 use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
 use kubelet::trace::Tracer;
 use kubelet::world::admit;
@@ -118,6 +119,7 @@ impl Node {
                 hugetlb: Vec::new(),
             },
             backoff_cap: backoff::DEFAULT_CAP,
+            dead: DeadConfig::default(),
             clock,
             user_ids: kubelet::userns::Pool::default(),
             images: ImageConfig {

@@ -102,9 +102,9 @@ objects! {
         value lock_file: String = String::new() => "lock-file",
         /// Ended containers kept on the node; negative: no limit.
         value maximum_dead_containers: i32 = -1 => "maximum-dead-containers",
-        /// Ended instances kept of each container.
+        /// Ended instances kept of each container; negative: no limit.
         value maximum_dead_containers_per_container: i32 = 1 => "maximum-dead-containers-per-container",
-        /// Age below which an ended container is kept.
+        /// Age, from its creation, below which an ended container is kept.
         value minimum_container_ttl_duration: GoDuration = GoDuration::ZERO => "minimum-container-ttl-duration",
         /// The node's address, or its IPv4 and IPv6 address with a comma between; empty: found out.
         value node_ip: String = String::new() => "node-ip",

@@ -158,6 +158,10 @@ pub(super) fn flags(f: &Flags, report: &mut Report) {
     if !f.node_ip.is_empty() {
         node_ip(&f.node_ip, report);
     }
+    if f.minimum_container_ttl_duration.as_nanos() < 0 {
+        let value = Shown(f.minimum_container_ttl_duration);
+        report.fail_flag("minimum-container-ttl-duration", value, "must be 0s or more");
+    }
     if f.root_dir.is_empty() {
         report.fail_flag("root-dir", "", "must be given");
     }

@@ -8,9 +8,6 @@ use crate::pod::translate::resources::is_sidecar;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-/// Upstream keeps this many dead instances of each container for their logs.
-const DEAD_KEPT: usize = 1;
-
 /// The grace of a pod that ends by itself or loses its sandbox: its spec's.
 pub(super) fn spec_grace(input: &Input<'_>) -> Duration {
     grace_of(&input.desired.pod)
@@ -28,7 +25,7 @@ pub fn overran(desired: &Desired, observed: &Observed) -> bool {
 /// Ends everything; then, when the source has let go of the pod, removes everything.
 pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
     let observed = input.observed;
-    let mut steps = Vec::new();
+    let (mut steps, mut wake) = (Vec::new(), None);
     let live = live_targets(&input.desired.pod, observed.containers.iter());
     let running = !live.is_empty();
     if running {
@@ -57,7 +54,9 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         );
         steps.extend(observed.sandboxes.iter().map(|s| Step::RemoveSandbox { id: s.id.clone() }));
     } else if ended {
-        steps.extend(garbage(observed, None, &input.memory.stopped));
+        let (more, later) = garbage(input, None);
+        steps.extend(more);
+        wake = later;
     }
     // A rejected pod never ran: it is Failed by its reason, whatever its containers say.
     let outcome = match input.desired.stop.as_ref().map(|s| &s.why) {
@@ -65,8 +64,9 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         _ if overran(input.desired, observed) => Some(Outcome::Failed),
         _ => outcome,
     };
-    let wake = (!steps.is_empty()).then(|| retry_at(input, POD)).flatten();
-    let steps = if wake.is_some() { Vec::new() } else { steps };
+    if let Some(at) = retry_at(input, POD).filter(|_| !steps.is_empty()) {
+        (steps, wake) = (Vec::new(), Some(at));
+    }
     Plan { phase, steps, waiting: BTreeMap::new(), wake, outcome, resetting: false }
 }
 
@@ -85,32 +85,35 @@ fn turn(pod: &Pod, name: &str) -> u32 {
     later.position(|c| c.name == name).map_or(0, |n| u32::try_from(n + 1).unwrap_or(u32::MAX))
 }
 
-/// Dead instances past the ones kept, and old sandboxes that hold none of the kept ones.
-pub(super) fn garbage(
-    observed: &Observed,
-    current: Option<&Sandbox>,
-    stopped: &HashSet<String>,
-) -> Vec<Step> {
-    let mut steps = Vec::new();
+/// Dead instances past the ones kept, and old sandboxes that hold none of the kept ones; and when the next one may go.
+pub(super) fn garbage(input: &Input<'_>, current: Option<&Sandbox>) -> (Vec<Step>, Option<i64>) {
+    let (observed, stopped, kept) = (input.observed, &input.memory.stopped, input.kept);
+    let (mut steps, mut wake) = (Vec::new(), None);
     let mut dead: HashMap<&str, usize> = HashMap::new();
     let mut kept_in: HashSet<&str> = HashSet::new();
     let mut met: HashSet<&str> = HashSet::new();
     for i in &observed.containers {
-        let n = dead.entry(&i.name).or_default();
         // The newest instance of a name is the one that counts; an older one that never ran is of no use.
-        let superseded = !met.insert(&i.name) && i.state == State::Created;
-        if superseded {
-            steps.push(Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() });
-            continue;
-        }
-        if i.state == State::Exited {
-            *n += 1;
-            if *n > DEAD_KEPT {
-                steps.push(Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() });
-                continue;
+        let newest = met.insert(&i.name);
+        let goes = match i.state {
+            State::Created => !newest,
+            State::Exited => 'young: {
+                if let Some(at) = kept.config.young_until(i.created_at, input.now) {
+                    wake = Some(wake.map_or(at, |w: i64| w.min(at)));
+                    break 'young false;
+                }
+                let n = dead.entry(&i.name).or_default();
+                *n += 1;
+                let too_many = kept.config.per_container.is_some_and(|most| *n > most);
+                !newest && (too_many || kept.condemned.contains(&i.id))
             }
+            State::Running | State::Unknown => false,
+        };
+        if goes {
+            steps.push(Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() });
+        } else {
+            kept_in.insert(&i.sandbox_id);
         }
-        kept_in.insert(&i.sandbox_id);
     }
     let newest = current.or_else(|| observed.sandbox()).map(|s| s.id.as_str());
     let old = observed
@@ -119,5 +122,5 @@ pub(super) fn garbage(
         .filter(|s| Some(s.id.as_str()) != newest && (!s.ready || stopped.contains(&s.id)))
         .filter(|s| !kept_in.contains(s.id.as_str()));
     steps.extend(old.map(|s| Step::RemoveSandbox { id: s.id.clone() }));
-    steps
+    (steps, wake)
 }

@@ -331,7 +331,10 @@ impl<'a> Planner<'a> {
     }
 
     fn garbage(&mut self) {
-        let steps = garbage(self.input.observed, self.current, &self.input.memory.stopped);
+        let (steps, later) = garbage(self.input, self.current);
+        if let Some(at) = later {
+            self.wake_at(at);
+        }
         match retry_at(self.input, GARBAGE) {
             Some(at) if !steps.is_empty() => self.wake_at(at),
             _ => self.steps.extend(steps),

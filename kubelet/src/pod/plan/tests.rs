@@ -9,6 +9,7 @@ mod sim;
 use super::*;
 use crate::api::{self, Container, Origin, Pod};
 use crate::pleg::observed::{Instance, State};
+use crate::pod::dead::DeadConfig;
 use crate::pod::desired::StopReason;
 use crate::pod::translate;
 use serde_json::json;
@@ -64,6 +65,7 @@ fn instance(name: &str, n: u32, sandbox: &str, state: State, code: i32) -> Insta
         grace: None,
         user: None,
         log_path: String::new(),
+        stop_signal: None,
     }
 }
 
@@ -84,6 +86,7 @@ fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) ->
         cgroup: false,
         now,
         backoff_cap: backoff::DEFAULT_CAP,
+        kept: &Kept::default(),
     })
 }
 
@@ -279,6 +282,56 @@ fn an_instance_in_an_unknown_state_is_ended_before_another_is_made() {
 }
 
 #[test]
+fn dead_instances_are_kept_by_number_and_age_and_the_newest_in_any_case() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let dead = |n| instance("a", n, "s0", Exited, 1);
+    let seen = |state| {
+        observed(
+            vec![sandbox("s0", 0, true)],
+            vec![dead(0), dead(1), dead(2), instance("a", 3, "s0", state, 0)],
+        )
+    };
+    let steps = |seen: &Observed, now: i64, kept: &Kept| {
+        let (memory, readiness) = (Memory::default(), Readiness::default());
+        let input = Input {
+            desired: &d,
+            observed: seen,
+            memory: &memory,
+            readiness: &readiness,
+            cgroup: true,
+            now,
+            backoff_cap: backoff::DEFAULT_CAP,
+            kept,
+        };
+        let (steps, wake) = end::garbage(&input, None);
+        let ids = steps.into_iter().map(|s| match s {
+            Step::RemoveContainer { id, .. } => id,
+            other => panic!("{other:?}"),
+        });
+        (ids.collect::<Vec<_>>(), wake)
+    };
+    let most = |per_container| {
+        let config = DeadConfig { per_container, ..DeadConfig::default() };
+        Kept { config, ..Kept::default() }
+    };
+    let now = NOW + 10;
+    assert_eq!(steps(&seen(Running), now, &most(Some(0))).0, ["a-2", "a-1", "a-0"]);
+    assert_eq!(steps(&seen(Running), now, &most(Some(2))).0, ["a-0"]);
+    assert_eq!(steps(&seen(Running), now, &most(None)).0, [""; 0]);
+    assert_eq!(steps(&seen(Exited), now, &most(Some(0))).0, ["a-2", "a-1", "a-0"]);
+    assert_eq!(steps(&seen(Exited), now, &most(Some(2))).0, ["a-1", "a-0"]);
+    // Instance n was created n nanoseconds after NOW: what is younger than the age is neither removed nor counted.
+    let mut young = most(Some(1));
+    young.config.min_age = Duration::from_nanos(9);
+    assert_eq!(steps(&seen(Running), now, &young), (vec!["a-0".to_owned()], Some(NOW + 11)));
+    assert_eq!(steps(&seen(Running), NOW + 9, &young), (vec![], Some(NOW + 10)));
+    // The node has too many.
+    let mut condemned = most(None);
+    condemned.condemned = Arc::new(["a-1", "a-3"].map(str::to_owned).into());
+    assert_eq!(steps(&seen(Exited), now, &condemned).0, ["a-1"]);
+}
+
+#[test]
 fn one_dead_instance_is_kept_for_its_logs() {
     let d = desired(pod("Always", &[], &["a"]));
     let dead = |n| instance("a", n, "s0", Exited, 1);
@@ -368,6 +421,7 @@ fn a_container_whose_probe_failed_is_ended_and_started_again_as_the_back_off_all
             cgroup: true,
             now: NOW,
             backoff_cap: backoff::DEFAULT_CAP,
+            kept: &Kept::default(),
         };
         let plan = plan(&input);
         let Some(Step::Kill { targets, grace }) = plan.steps.first() else { panic!("{plan:?}") };

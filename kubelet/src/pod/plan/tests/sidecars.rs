@@ -70,6 +70,7 @@ fn a_startup_probe_holds_the_next_one_back_until_it_succeeds() {
             cgroup: false,
             now: NOW,
             backoff_cap: backoff::DEFAULT_CAP,
+            kept: &Kept::default(),
         });
         short(&plan, &d.pod)
     };

@@ -99,6 +99,7 @@ struct Sim {
     ending: bool,
     /// Highest restart count by container name: what logs would show.
     counts: HashMap<String, u32>,
+    kept: Kept,
     /// Init containers that were through in the sandbox, by its id and their name.
     through: HashSet<(String, String)>,
 }
@@ -117,6 +118,7 @@ impl Sim {
             half: None,
             ending: false,
             counts: HashMap::new(),
+            kept: Kept::default(),
             through: HashSet::new(),
         }
     }
@@ -136,6 +138,7 @@ impl Sim {
             cgroup: self.cgroup,
             now: self.now,
             backoff_cap: backoff::DEFAULT_CAP,
+            kept: &self.kept,
         });
         self.memory.outcome = self.memory.outcome.or(plan.outcome);
         if self.ending {
@@ -402,9 +405,11 @@ proptest! {
     #[test]
     fn whatever_happens_order_policies_and_the_end_hold(
         pod in any_pod(),
+        dead_kept in prop_oneof![Just(Some(0)), Just(Some(1)), Just(Some(3)), Just(None)],
         story in proptest::collection::vec(happening(), 0..40),
     ) {
         let mut sim = Sim::new(pod);
+        sim.kept.config.per_container = dead_kept;
         for h in &story {
             sim.settle();
             sim.happen(h);
