@@ -352,7 +352,8 @@ async fn an_image_volume_shows_the_images_files_read_only() {
     let Some(mut node) = node(&registry, Options::default()).await else { return };
     launch(&mut node).await;
     let mount = [json!({ "name": "v", "mountPath": "/v" })];
-    if let Some(why) = no_image_mounts(&node.cri.connected().await, false) {
+    let runtime = node.cri.connected().await;
+    if let Some(why) = no_image_mounts(&runtime, false) {
         // It is told, and costs the containers that do not mount it nothing.
         node.put("old", with_volume("old", &image, "IfNotPresent", &mount));
         node.wait("old", "refused", |p| {
@@ -390,7 +391,8 @@ async fn a_sub_path_of_an_image_volume_shows_that_part_alone() {
     let image = registry.offer("team/part", "1", &unique("part").await);
     let Some(mut node) = node(&registry, Options::default()).await else { return };
     launch(&mut node).await;
-    if let Some(why) = no_image_mounts(&node.cri.connected().await, true) {
+    let runtime = node.cri.connected().await;
+    if let Some(why) = no_image_mounts(&runtime, true) {
         node.finish().await;
         node_e2e::skip(why);
         return;
