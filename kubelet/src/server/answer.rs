@@ -11,6 +11,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CON
 use http::{Method, Request, Response, StatusCode};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// How large the pieces of `/metrics` are made.
@@ -19,7 +20,8 @@ const METRICS_PIECE: usize = 8 * 1024;
 /// One server's answers.
 pub struct Answerer {
     pub site: Site,
-    pub door: Door,
+    /// The newest counts, also for connections that are open.
+    pub door: watch::Receiver<Door>,
     pub node: Arc<dyn NodeView>,
     pub metrics: Metrics,
     pub logs: Arc<logs::Logs>,
@@ -33,7 +35,8 @@ impl Answerer {
             return plain(StatusCode::BAD_REQUEST, "400 Bad Request");
         };
         let counted = self.count(method, route::label(uri.path(), &way));
-        let response = if !way.is_public() && !self.door.admits(peer) {
+        let door = self.door.borrow().clone();
+        let response = if !way.is_public() && !door.admits(peer) {
             plain(StatusCode::UNAUTHORIZED, "Unauthorized")
         } else {
             self.go(way, &Query::parse(uri.query().unwrap_or_default())).await

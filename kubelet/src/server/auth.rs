@@ -9,6 +9,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The client CA cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub enum ClientCaError {
 pub struct Peer {
     /// The certificates presented, the client's own first; none over plain HTTP.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// Set once they were found good: then its connection stays when others are given up.
+    pub known: Arc<AtomicBool>,
 }
 
 /// Who may come in.
@@ -54,7 +57,10 @@ impl Door {
         match (&self.ca, peer.certificates.split_first()) {
             (Some(ca), Some((own, intermediates))) => {
                 match ca.0.verify_client_cert(own, intermediates, UnixTime::now()) {
-                    Ok(_) => true,
+                    Ok(_) => {
+                        peer.known.store(true, Ordering::Relaxed);
+                        true
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "client certificate refused");
                         false

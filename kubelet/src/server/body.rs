@@ -53,9 +53,12 @@ impl Body {
         Content::Stream(Box::pin(stream)).into()
     }
 
-    /// Keeps `guard` until the body was sent or given up.
+    /// Keeps `guard`, too, until the body was sent or given up.
     pub fn guarded(mut self, guard: impl Send + Sync + 'static) -> Self {
-        self.guard = Some(Box::new(guard));
+        self.guard = Some(match self.guard.take() {
+            Some(before) => Box::new((before, guard)),
+            None => Box::new(guard),
+        });
         self
     }
 }

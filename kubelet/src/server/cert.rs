@@ -76,26 +76,35 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// The identity to serve with.
-pub fn identity(source: &CertSource) -> Result<Identity, CertError> {
+/// The certificate's file and its key's.
+pub fn files(source: &CertSource) -> [PathBuf; 2] {
     match source {
-        CertSource::Files { cert, key } => {
-            let identity = read(cert, key, ["tlsCertFile", "tlsPrivateKeyFile"])?;
-            if let Err(reason) = check_key(&identity) {
-                return Err(CertError::Unusable { cert: cert.clone(), key: key.clone(), reason });
-            }
-            Ok(identity)
-        }
-        CertSource::SelfMade { dir, hostname } => kept_or_made(dir, hostname),
+        CertSource::Files { cert, key } => [cert.clone(), key.clone()],
+        CertSource::SelfMade { dir, .. } => [dir.join(CERT_FILE), dir.join(KEY_FILE)],
     }
 }
 
-fn kept_or_made(dir: &Path, hostname: &str) -> Result<Identity, CertError> {
-    let (cert, key) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
+/// The identity to serve with, as the files are now.
+pub fn read(source: &CertSource) -> Result<Identity, CertError> {
+    let [cert, key] = files(source);
+    let identity = match source {
+        CertSource::Files { .. } => read_pair(&cert, &key, ["tlsCertFile", "tlsPrivateKeyFile"])?,
+        CertSource::SelfMade { .. } => read_pair(&cert, &key, [CERT_FILE, KEY_FILE])?,
+    };
+    match check_key(&identity) {
+        Ok(()) => Ok(identity),
+        Err(reason) => Err(CertError::Unusable { cert, key, reason }),
+    }
+}
+
+/// Makes a certificate where this agent is to make it and none can be used.
+pub fn ensure(source: &CertSource) -> Result<(), CertError> {
+    let CertSource::SelfMade { dir, hostname } = source else { return Ok(()) };
+    let [cert, key] = files(source);
     if cert.exists() || key.exists() {
-        let kept = read(&cert, &key, [CERT_FILE, KEY_FILE]).map_err(|e| e.to_string());
-        match kept.and_then(|kept| check_key(&kept).and_then(|()| check_time(&kept)).map(|()| kept)) {
-            Ok(kept) => return Ok(kept),
+        let kept = read(source).map_err(|e| e.to_string());
+        match kept.and_then(|kept| check_time(&kept)) {
+            Ok(()) => return Ok(()),
             Err(reason) => {
                 tracing::warn!(cert = %cert.display(), reason, "serving certificate cannot be used, making a new one");
                 // Put aside rather than overwritten: somebody may have put their own there.
@@ -119,11 +128,10 @@ fn kept_or_made(dir: &Path, hostname: &str) -> Result<Identity, CertError> {
     fs::create_dir_all(dir).map_err(|source| CertError::Keep { path: dir.into(), source })?;
     // Should only one arrive, the pair does not match and is made anew at the next start.
     store(dir, KEY_FILE, &made.key_pem, 0o600)?;
-    store(dir, CERT_FILE, &made.cert_pem, 0o644)?;
-    read(&cert, &key, [CERT_FILE, KEY_FILE])
+    store(dir, CERT_FILE, &made.cert_pem, 0o644)
 }
 
-fn read(cert: &Path, key: &Path, fields: [&'static str; 2]) -> Result<Identity, CertError> {
+fn read_pair(cert: &Path, key: &Path, fields: [&'static str; 2]) -> Result<Identity, CertError> {
     let failed = |field, path: &Path| {
         let path = path.to_path_buf();
         move |source| CertError::Read { field, path, source }
@@ -231,6 +239,11 @@ fn store(dir: &Path, name: &str, content: &str, mode: u32) -> Result<(), CertErr
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    fn identity(source: &CertSource) -> Result<Identity, CertError> {
+        ensure(source)?;
+        read(source)
+    }
 
     fn source(dir: &Path) -> CertSource {
         CertSource::SelfMade { dir: dir.join("pki"), hostname: "node-1".into() }

@@ -269,7 +269,8 @@ impl Logs {
         }
     }
 
-    fn watcher(&self) -> std::io::Result<Watcher> {
+    /// For directories.
+    pub fn watcher(&self) -> std::io::Result<Watcher> {
         let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         match &*watcher {
             Some(watcher) => Ok(watcher.clone()),

@@ -1,10 +1,13 @@
 //! Listening, connections and their bounds.
 
 use super::answer::Answerer;
-use super::auth::{ClientCa, Door, Peer};
+use super::auth::{Door, Peer};
+use super::idle::Requests;
+use super::places::{Place, Places};
+use super::reload::{self, Reload};
 use super::route::{Site, Switches};
-use super::tls::{self, TlsError};
-use super::{NodeView, SecureConfig, ServerConfig, cert, logs};
+use super::tls::TlsError;
+use super::{NodeView, ServerConfig, logs};
 use crate::metrics::Metrics;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -15,21 +18,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections to one port at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections to one port at once; who makes room for more is `places`' business.
+const MAX_CONNECTIONS: usize = 1024;
 /// For the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For a request's head, counted from the end of the request before: also how long an idle connection is kept.
+/// For a request's head, counted from the end of the request before: also how long an idle connection is kept, as
+/// upstream keeps it.
 const HEADER: Duration = Duration::from_secs(90);
 /// For a request's head, and for what is read and written at once.
 const BUFFER: usize = 16 * 1024;
@@ -104,7 +109,7 @@ impl Server {
             let (node, metrics, logs) = (node.clone(), metrics.clone(), logs.clone());
             Arc::new(Answerer { site, door, node, metrics, logs })
         };
-        let open = Door { anonymous: true, ca: None };
+        let open = watch::channel(Door { anonymous: true, ca: None }).1;
         let mut handle = Handle { secure: None, healthz: None, read_only: None, shared: shared.clone() };
         // TLS first: it can fail, and then nobody has been served.
         if let (Some((listener, address)), Some(config)) = (secure, config.secure) {
@@ -114,10 +119,14 @@ impl Server {
                 profiling: config.profiling,
                 debug_flags: config.debug_flags,
             };
-            let (acceptor, door) = tokio::task::spawn_blocking(move || set_up_tls(&config))
+            let (reload, first) = tokio::task::spawn_blocking(move || Reload::start(config))
                 .await
                 .map_err(StartError::Interrupted)??;
-            shared.listen(listener, Some(acceptor), answerer(Site::Secure(switches), door));
+            let (acceptor, acceptors) = watch::channel(first.acceptor);
+            let (door, doors) = watch::channel(first.door);
+            shared.listen(listener, Some(acceptors), answerer(Site::Secure(switches), doors));
+            let reloading = reload::run(reload, logs.clone(), acceptor, door);
+            shared.tasks.spawn(shared.stop.clone().run_until_cancelled_owned(reloading));
             handle.secure = Some(address);
         }
         for (bound, site, at) in [
@@ -145,14 +154,6 @@ impl Handle {
     }
 }
 
-/// Reads or makes the certificate: blocks on the disk.
-fn set_up_tls(config: &SecureConfig) -> Result<(TlsAcceptor, Door), TlsError> {
-    let identity = cert::identity(&config.certificate)?;
-    let ca = config.client_ca.as_deref().map(ClientCa::load).transpose()?;
-    let settings = tls::settings(config, identity, ca.as_ref())?;
-    Ok((TlsAcceptor::from(Arc::new(settings)), Door { anonymous: config.anonymous, ca }))
-}
-
 async fn bind(
     field: &'static str,
     address: Option<SocketAddr>,
@@ -171,16 +172,20 @@ impl Shared {
     }
 
     /// Accepts connections until the stop.
-    fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>, answerer: Arc<Answerer>) {
+    fn listen(
+        &self,
+        listener: TcpListener,
+        tls: Option<watch::Receiver<TlsAcceptor>>,
+        answerer: Arc<Answerer>,
+    ) {
         let shared = self.clone();
         self.tasks.spawn(async move {
             let stop = shared.stop.clone();
-            let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            let places = Places::new(MAX_CONNECTIONS);
             // Dropping the accept in the middle loses nothing: a connection not taken stays in the queue, one taken
             // and dropped is closed, as it would be a moment later.
             stop.run_until_cancelled_owned(async {
                 loop {
-                    let Ok(place) = places.clone().acquire_owned().await else { return };
                     let tcp = match listener.accept().await {
                         Ok((tcp, _)) => tcp,
                         Err(error) => {
@@ -189,26 +194,46 @@ impl Shared {
                             continue;
                         }
                     };
-                    let connection = shared.clone().connection(tcp, tls.clone(), answerer.clone());
-                    let abort = shared.abort.clone();
-                    shared.tasks.spawn(async move {
-                        abort.run_until_cancelled_owned(connection).await;
-                        drop(place);
-                    });
+                    let place = places.take().await;
+                    // What connections that are open began with is theirs to the end.
+                    let tls = tls.as_ref().map(|newest| newest.borrow().clone());
+                    let connection = shared.clone().connection(tcp, tls, answerer.clone(), place);
+                    shared.tasks.spawn(shared.abort.clone().run_until_cancelled_owned(connection));
                 }
             })
             .await;
         });
     }
 
-    /// Serves one connection to its end.
-    async fn connection(self, tcp: TcpStream, tls: Option<TlsAcceptor>, answerer: Arc<Answerer>) {
+    /// Serves one connection to its end, or until its place is wanted.
+    async fn connection(
+        self,
+        tcp: TcpStream,
+        tls: Option<TlsAcceptor>,
+        answerer: Arc<Answerer>,
+        place: Place,
+    ) {
+        let known = place.known();
+        tokio::select! {
+            () = self.serve(tcp, tls, answerer, known) => {}
+            () = place.wanted() => tracing::debug!("connection given up for a newer one"),
+        }
+    }
+
+    async fn serve(
+        self,
+        tcp: TcpStream,
+        tls: Option<TlsAcceptor>,
+        answerer: Arc<Answerer>,
+        known: Arc<AtomicBool>,
+    ) {
         // Neither is needed to serve; a peer that is gone without a word is found a little later.
         let _ = tcp.set_nodelay(true);
         let _ = rustix::net::sockopt::set_socket_keepalive(&tcp, true);
         let _ = rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEP_ALIVE);
         let tcp = Patient { inner: tcp, stall: self.stall, waiting: None };
-        let Some(tls) = tls else { return self.http1(tcp, answerer, Arc::default()).await };
+        let mut peer = Peer { certificates: Vec::new(), known };
+        let Some(tls) = tls else { return self.http1(tcp, answerer, Arc::new(peer)).await };
         let accept = tls.accept_with(tcp, |connection| connection.set_buffer_limit(Some(2 * BUFFER)));
         let tls = match timeout(HANDSHAKE, accept).await {
             Ok(Ok(tls)) => tls,
@@ -216,7 +241,8 @@ impl Shared {
             Err(_) => return tracing::debug!("TLS handshake took too long"),
         };
         let session = tls.get_ref().1;
-        let peer = Arc::new(Peer { certificates: session.peer_certificates().unwrap_or_default().to_vec() });
+        peer.certificates = session.peer_certificates().unwrap_or_default().to_vec();
+        let peer = Arc::new(peer);
         let h2 = session.alpn_protocol() == Some(b"h2");
         if h2 {
             self.http2(tls, answerer, peer).await;
@@ -264,16 +290,23 @@ impl Shared {
             .initial_connection_window_size(4 * BUFFER as u32)
             .max_send_buf_size(BUFFER)
             .max_header_list_size(BUFFER as u32);
+        let requests = Requests::default();
+        let opened = requests.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (answerer, peer) = (answerer.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(answerer.answer(request, &peer).await) }
+            let (answerer, peer, open) = (answerer.clone(), peer.clone(), opened.open());
+            async move { Ok::<_, Infallible>(answerer.answer(request, &peer).await.map(|b| b.guarded(open))) }
         });
         let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
-        let served = match self.stop.run_until_cancelled(connection.as_mut()).await {
-            Some(served) => served,
-            None => {
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = self.stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = requests.idle(HEADER) => {
+                connection.as_mut().graceful_shutdown();
+                // Whoever does not take the farewell is left.
+                timeout(HANDSHAKE, connection).await.unwrap_or(Ok(()))
             }
         };
         report(served);

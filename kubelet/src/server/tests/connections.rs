@@ -1,8 +1,11 @@
 //! TLS, authentication, clients that misbehave, starting and stopping.
 
 use super::*;
+use crate::server::auth::{ClientCa, Door, Peer};
+use crate::server::reload::Reload;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
+use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -15,8 +18,12 @@ fn authority() -> (CertificateParams, KeyPair) {
     (params, KeyPair::generate().unwrap())
 }
 
-/// A TLS client that presents a certificate signed by `ca`.
-fn signed_by(running: &Running, ca: &CertificateParams, ca_key: &KeyPair, days: i64) -> rustls::ClientConfig {
+/// A client's certificate, signed by `ca`.
+fn certificate(
+    ca: &CertificateParams,
+    ca_key: &KeyPair,
+    days: i64,
+) -> (rustls::pki_types::CertificateDer<'static>, PrivateKeyDer<'static>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.not_before = (std::time::SystemTime::now() - Duration::from_secs(30 * 86_400)).into();
@@ -25,8 +32,102 @@ fn signed_by(running: &Running, ca: &CertificateParams, ca_key: &KeyPair, days: 
     params.not_after = if days < 0 { (now - end).into() } else { (now + end).into() };
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
     let cert = params.signed_by(&key, &Issuer::from_params(ca, ca_key)).unwrap();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    client::presenting(running.dir.path(), vec![cert.der().clone()], key)
+    (cert.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+}
+
+/// A TLS client that presents a certificate signed by `ca`.
+fn signed_by(running: &Running, ca: &CertificateParams, ca_key: &KeyPair, days: i64) -> rustls::ClientConfig {
+    let (cert, key) = certificate(ca, ca_key, days);
+    client::presenting(running.dir.path(), vec![cert], key)
+}
+
+#[test]
+fn only_a_good_certificate_makes_a_peer_known() {
+    let ((ca, ca_key), (stranger, stranger_key)) = (authority(), authority());
+    let files = tempfile::tempdir().unwrap();
+    let ca_file = files.path().join("ca.crt");
+    std::fs::write(&ca_file, ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let door = Door { anonymous: true, ca: Some(ClientCa::load(&ca_file).unwrap()) };
+    let judge = |certificates| {
+        let peer = Peer { certificates, ..Peer::default() };
+        (door.admits(&peer), peer.known.load(Ordering::Relaxed))
+    };
+    assert_eq!(judge(Vec::new()), (true, false), "let in, and not known");
+    assert_eq!(judge(vec![certificate(&stranger, &stranger_key, 1).0]), (false, false));
+    assert_eq!(judge(vec![certificate(&ca, &ca_key, 1).0]), (true, true));
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_when_their_files_change() {
+    let ((old, old_key), (new, new_key)) = (authority(), authority());
+    let files = tempfile::tempdir().unwrap();
+    let ca_file = files.path().join("ca.crt");
+    std::fs::write(&ca_file, old.self_signed(&old_key).unwrap().pem()).unwrap();
+    let running = Running::with(|c| {
+        let secure = c.secure.as_mut().unwrap();
+        (secure.client_ca, secure.anonymous) = (Some(ca_file.clone()), false);
+    })
+    .await;
+    let address = running.handle.secure.unwrap();
+    let mut open = Client::tls(address, signed_by(&running, &old, &old_key, 1)).await.unwrap();
+    assert_eq!(open.get("/pods").await.status, 200);
+    std::fs::write(&ca_file, new.self_signed(&new_key).unwrap().pem()).unwrap();
+    let judged = async {
+        while open.get("/pods").await.status != 401 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, judged).await.expect("a connection that is open is judged by the new CA, too");
+    let mut known = Client::tls(address, signed_by(&running, &new, &new_key, 1)).await.unwrap();
+    assert_eq!(known.get("/pods").await.status, 200);
+
+    let other = tempfile::tempdir().unwrap();
+    cert::ensure(&CertSource::SelfMade { dir: other.path().join("pki"), hostname: "node-1".into() }).unwrap();
+    for file in ["kubelet.key", "kubelet.crt"] {
+        std::fs::rename(other.path().join("pki").join(file), running.dir.path().join("pki").join(file))
+            .unwrap();
+    }
+    // Trusts the new one alone.
+    let trusting = client::trusting(running.dir.path());
+    let served = async {
+        while Client::tls(address, trusting.clone()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, served).await.expect("the new certificate is served");
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_left_until_they_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut reload, _) = Reload::start(config(dir.path()).secure.unwrap()).unwrap();
+    assert!(reload.again().is_none(), "nothing has changed");
+    let file = dir.path().join("pki/kubelet.crt");
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "garbage").unwrap();
+    assert!(reload.again().is_none());
+    std::fs::remove_file(&file).unwrap();
+    assert!(reload.again().is_none());
+    std::fs::write(&file, good).unwrap();
+    assert!(reload.again().is_some());
+    assert!(reload.again().is_none(), "nothing has changed since");
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_asks_nothing_more_is_closed_though_it_answers_pings() {
+    let running = Running::new().await;
+    let mut tls = client::trusting(running.dir.path());
+    tls.alpn_protocols = vec!["h2".into()];
+    let mut client = Client::tls(running.handle.secure.unwrap(), tls).await.unwrap();
+    assert_eq!(client.get("/healthz").await.status, 200);
+    let Client::Two(sender) = client else { panic!("not HTTP/2") };
+    tokio::time::pause();
+    let closed = async {
+        while !sender.is_closed() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(3600), closed).await.expect("it is still open");
 }
 
 #[tokio::test]
