@@ -4,6 +4,7 @@
 //! both move together.
 
 use jiff::Timestamp;
+use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::time::Instant;
 
 /// Tells the wall clock's time. Copying is cheap.
@@ -18,20 +19,34 @@ pub enum Clock {
         epoch: Timestamp,
         /// The instant.
         at: Instant,
+        /// By how many nanoseconds it was set since.
+        jumped: &'static AtomicI64,
     },
 }
 
 impl Clock {
-    /// A clock that says `epoch` now and moves with tokio's time.
+    /// A clock that says `epoch` now and moves with tokio's time. A few bytes of it stay for ever, so that copies are set
+    /// together.
     pub fn steady(epoch: Timestamp) -> Self {
-        Self::Steady { epoch, at: Instant::now() }
+        Self::Steady { epoch, at: Instant::now(), jumped: Box::leak(Box::default()) }
+    }
+
+    /// Sets a test's clock and all copies of it: so many nanoseconds forward, or back. The machine's is not set.
+    pub fn jump(self, nanos: i64) {
+        if let Self::Steady { jumped, .. } = self {
+            jumped.fetch_add(nanos, Ordering::Relaxed);
+        }
     }
 
     /// Now.
     pub fn now(self) -> Timestamp {
         match self {
             Self::System => Timestamp::now(),
-            Self::Steady { epoch, at } => epoch.saturating_add(at.elapsed()).unwrap_or(Timestamp::MAX),
+            Self::Steady { epoch, at, jumped } => {
+                let jumped = jiff::SignedDuration::from_nanos(jumped.load(Ordering::Relaxed));
+                let now = epoch.saturating_add(at.elapsed()).and_then(|now| now.saturating_add(jumped));
+                now.unwrap_or(Timestamp::MAX)
+            }
         }
     }
 

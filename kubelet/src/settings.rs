@@ -98,7 +98,7 @@ impl Settings {
             node_ips: node::node_addresses(&flags.node_ip)?,
             cluster_domain: config.cluster_domain.clone(),
             cluster_dns: config.cluster_dns.iter().filter_map(|ip| ip.parse().ok()).collect(),
-            host_resolv: resolv_conf(&config.resolv_conf)?,
+            resolv_conf: resolv_conf(&config.resolv_conf)?,
             root_dir: root_dir.clone(),
             pod_logs_dir: PathBuf::from(&config.pod_logs_dir),
             cpu_cfs_quota: config.cpu_cfs_quota,
@@ -112,6 +112,7 @@ impl Settings {
             hugepage_sizes: capacity.huge_pages.iter().map(|h| h.size).collect(),
             cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             swap_accounting: swap_accounting(),
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             thermal_throttle_paths: thermal_throttle_paths(),
             runtime: Default::default(),
         };
@@ -300,16 +301,18 @@ fn node_cgroup(loaded: &Loaded, capacity: &Capacity, allocatable: &Allocatable) 
     }
 }
 
-fn resolv_conf(path: &str) -> Result<Option<ResolvConf>, SettingsError> {
+/// What is wrong with the file from the start is told at the start; it is read again for each pod.
+fn resolv_conf(path: &str) -> Result<Option<PathBuf>, SettingsError> {
     if path.is_empty() {
         return Ok(None);
     }
     let path = PathBuf::from(path);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| SettingsError::ResolvConf { path: path.clone(), source })?;
-    let parsed =
-        ResolvConf::parse(&text).map_err(|source| SettingsError::ResolvConfSyntax { path, source })?;
-    Ok(Some(parsed))
+    let text =
+        std::fs::read(&path).map_err(|source| SettingsError::ResolvConf { path: path.clone(), source })?;
+    match ResolvConf::parse(&String::from_utf8_lossy(&text)) {
+        Ok(_) => Ok(Some(path)),
+        Err(source) => Err(SettingsError::ResolvConfSyntax { path, source }),
+    }
 }
 
 fn apparmor() -> bool {

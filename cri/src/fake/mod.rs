@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,6 +70,8 @@ struct Shared {
     write_logs: bool,
     started: Instant,
     epoch: Duration,
+    /// By how many nanoseconds the clock was set.
+    jumped: AtomicI64,
     state: Mutex<State>,
     host: Mutex<Host>,
     /// Counts changes, for [`FakeRuntime::until`].
@@ -187,6 +190,7 @@ impl Builder {
             write_logs: self.write_logs,
             started: Instant::now(),
             epoch: self.epoch.unwrap_or_else(since_1970),
+            jumped: AtomicI64::new(0),
             state: Mutex::new(state),
             host: Mutex::default(),
             changes: watch::channel(0).0,
@@ -445,7 +449,13 @@ impl FakeRuntime {
     #[must_use]
     pub fn now(&self) -> i64 {
         let now = self.shared.epoch + self.shared.started.elapsed();
-        i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+        let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        now.saturating_add(self.shared.jumped.load(Ordering::Relaxed))
+    }
+
+    /// Sets the fake's clock: so many nanoseconds forward, or back.
+    pub fn jump(&self, nanos: i64) {
+        self.shared.jumped.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Waits until the condition holds; it is looked at now, and after every call's beginning and end and everything that

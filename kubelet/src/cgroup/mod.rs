@@ -166,10 +166,10 @@ impl Cgroups {
     /// Removes the pod's cgroup from every hierarchy, killing what still runs in it. Idempotent. Blocks up to 63 ms
     /// when something had to be killed, then answers [`Error::Busy`] with what is left; call again.
     pub fn remove_pod(&self, qos: Qos, uid: &PodUid) -> Result<(), Error> {
-        if !self.inner.per_qos {
+        // A UID that names no cgroup has none.
+        if !self.inner.per_qos || layout::check_uid(uid).is_err() {
             return Ok(());
         }
-        layout::check_uid(uid)?;
         let dirs = self.dirs(&layout::pod_path(&self.inner.root, qos, uid));
         files::remove(&dirs)
     }
@@ -177,11 +177,12 @@ impl Cgroups {
     /// Removes what a runtime left of the cgroup of a container or sandbox that it no longer has: an OCI runtime that
     /// is interrupted while it makes a container forgets it. Idempotent; blocks like [`Cgroups::remove_pod`].
     pub fn remove_leftover(&self, qos: Qos, uid: &PodUid, id: &str) -> Result<(), Error> {
-        // An id that is no name of a directory cannot have made one.
-        if !self.inner.per_qos || id.is_empty() || id.contains('/') || id.starts_with('.') {
+        // An id or a UID that is no name of a directory cannot have made one.
+        let named =
+            !id.is_empty() && !id.contains('/') && !id.starts_with('.') && layout::check_uid(uid).is_ok();
+        if !self.inner.per_qos || !named {
             return Ok(());
         }
-        layout::check_uid(uid)?;
         let pod = layout::pod_path(&self.inner.root, qos, uid);
         // containerd names it by the id alone, CRI-O with a prefix.
         for name in [id.to_owned(), format!("crio-{id}")] {

@@ -219,6 +219,10 @@ fn what_is_left_of_one_container_goes(own: &OwnRoot) {
     // No id reaches out of the pod.
     c.remove_leftover(Qos::BestEffort, &uid(1), "../stays").unwrap();
     c.remove_leftover(Qos::BestEffort, &uid(1), "").unwrap();
+    // Nor can a UID that names no cgroup have one.
+    let impossible = PodUid::new("team/a");
+    c.remove_leftover(Qos::BestEffort, &impossible, "gone").unwrap();
+    c.remove_pod(Qos::BestEffort, &impossible).unwrap();
     assert_eq!(there("stays"), own.dirs("").len());
     c.remove_pod(Qos::BestEffort, &uid(1)).unwrap();
 }

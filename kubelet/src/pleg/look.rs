@@ -159,10 +159,18 @@ async fn instance(sandbox_id: &str, status: &v1::ContainerStatus) -> Instance {
         let (file, log) = (termination_message_file(status), fallback(status));
         if file.is_some() || log.is_some() {
             let text = tokio::task::spawn_blocking(move || termination_message(file, log)).await;
-            seen.message.push_str(&text.unwrap_or_default());
+            add_message(&mut seen.message, &text.unwrap_or_default());
         }
     }
     seen
+}
+
+/// What the container told comes behind what the runtime told of it.
+fn add_message(message: &mut String, of_container: &str) {
+    if !message.is_empty() && !of_container.is_empty() {
+        message.push_str(": ");
+    }
+    message.push_str(of_container);
 }
 
 /// The host's side of the mount that holds the termination message.
@@ -174,7 +182,8 @@ fn termination_message_file(status: &v1::ContainerStatus) -> Option<String> {
 /// The log whose end stands for a message that a failed container did not write, if it asks for that.
 fn fallback(status: &v1::ContainerStatus) -> Option<String> {
     let policy = status.annotations.get(labels::TERMINATION_MESSAGE_POLICY)?;
-    let wanted = policy == "FallbackToLogsOnError" && status.exit_code != 0 && !status.log_path.is_empty();
+    let failed = status.exit_code != 0 || status.reason == "ContainerCannotRun";
+    let wanted = policy == "FallbackToLogsOnError" && failed && !status.log_path.is_empty();
     wanted.then(|| status.log_path.clone())
 }
 
@@ -209,4 +218,40 @@ fn read_end(path: &str) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     file.take(TERMINATION_MESSAGE_LIMIT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_message_and_the_containers_are_told_apart() {
+        for (runtime, container, want) in
+            [("", "", ""), ("killed", "", "killed"), ("", "bye", "bye"), ("killed", "bye", "killed: bye")]
+        {
+            let mut message = runtime.to_owned();
+            add_message(&mut message, container);
+            assert_eq!(message, want);
+        }
+    }
+
+    #[test]
+    fn the_log_stands_for_a_message_that_what_failed_did_not_write() {
+        let status = |policy: &str, exit_code, reason: &str| v1::ContainerStatus {
+            annotations: [(labels::TERMINATION_MESSAGE_POLICY.to_owned(), policy.to_owned())].into(),
+            exit_code,
+            reason: reason.into(),
+            log_path: "/log".into(),
+            ..v1::ContainerStatus::default()
+        };
+        let logs = "FallbackToLogsOnError";
+        for (policy, code, reason, wanted) in [
+            (logs, 1, "Error", true),
+            (logs, 0, "ContainerCannotRun", true),
+            (logs, 0, "Completed", false),
+            ("File", 1, "Error", false),
+        ] {
+            assert_eq!(fallback(&status(policy, code, reason)).is_some(), wanted, "{policy} {code} {reason}");
+        }
+    }
 }

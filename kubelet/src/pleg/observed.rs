@@ -145,14 +145,20 @@ impl Observed {
         self.sandboxes.is_empty() && self.containers.is_empty()
     }
 
-    /// Puts lists into their order: newest first; at equal times the higher attempt.
-    pub(super) fn sort(&mut self) {
-        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
-        self.containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.restart_count)));
+    /// Puts lists into their order: newest first, by what the agent counted. The clock decides only between equals: it may
+    /// have been set back since.
+    pub(crate) fn sort(&mut self) {
+        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+        self.containers.sort_by_key(|c| std::cmp::Reverse((c.restart_count, c.created_at)));
     }
 }
 
 impl Instance {
+    /// It ended, and the kernel killed one of its processes for want of memory.
+    pub fn oom_killed(&self) -> bool {
+        self.state == State::Exited && self.reason == "OOMKilled"
+    }
+
     /// Running, or in a state in which a process may exist.
     pub fn is_live(&self) -> bool {
         matches!(self.state, State::Running | State::Unknown)

@@ -1,7 +1,7 @@
 //! Crash back-off: how long a container that ended waits before it runs again. Pure.
 //!
 //! Upstream's rule: the first restart is immediate, then 10 s doubling to the configured cap, counted from the moment
-//! the container ended; a container for which nothing was started for twice the cap starts over.
+//! the container ended; a container that ran for ten minutes starts over, whatever the cap.
 
 use crate::pleg::observed::Instance;
 use std::time::Duration;
@@ -10,6 +10,9 @@ use std::time::Duration;
 pub const INITIAL: Duration = Duration::from_secs(10);
 /// Upstream's default cap (`crashLoopBackOff.maxContainerRestartPeriod` may lower it).
 pub const DEFAULT_CAP: Duration = Duration::from_secs(300);
+
+/// A container that ran for longer than this is well: its next end counts as the first.
+pub const WELL: Duration = Duration::from_secs(600);
 
 /// Back-off state of one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub enum Verdict {
 pub fn decide(entry: Option<Entry>, finished: i64, now: i64, cap: Duration) -> Verdict {
     let initial = INITIAL.min(cap);
     let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
-    let Some(e) = entry.filter(|e| now.saturating_sub(e.updated) <= nanos(cap.saturating_mul(2))) else {
+    let Some(e) = entry.filter(|e| finished.saturating_sub(e.updated) <= nanos(WELL)) else {
         return Verdict::Start(Entry { wait: initial, updated: now });
     };
     let until = finished.saturating_add(nanos(e.wait));
@@ -98,6 +101,19 @@ mod tests {
             decide(entry, 601 * S, 601 * S, DEFAULT_CAP),
             Verdict::Start(Entry { wait: INITIAL, updated: 601 * S })
         );
+    }
+
+    #[test]
+    fn only_ten_minutes_of_running_start_over_not_the_wait_and_not_twice_a_lower_cap() {
+        // Ran for six minutes, and has waited for the five that were to be waited.
+        let entry = Some(Entry { wait: DEFAULT_CAP, updated: 0 });
+        let again = Verdict::Start(Entry { wait: DEFAULT_CAP, updated: 661 * S });
+        assert_eq!(decide(entry, 360 * S, 661 * S, DEFAULT_CAP), again);
+        let cap = Duration::from_secs(60);
+        let entry = Some(Entry { wait: cap, updated: 0 });
+        assert_eq!(decide(entry, 300 * S, 300 * S, cap), Verdict::Wait { until: 360 * S, wait: cap });
+        let over = Verdict::Start(Entry { wait: INITIAL, updated: 601 * S });
+        assert_eq!(decide(entry, 601 * S, 601 * S, cap), over);
     }
 
     #[test]

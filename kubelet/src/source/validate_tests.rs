@@ -105,6 +105,16 @@ fn container(fields: Value) -> Value {
 }
 
 #[test]
+fn a_uid_that_could_name_nothing_on_the_node_is_refused() {
+    for uid in ["team/a", ".", "..", "a\nb", &"a".repeat(250)] {
+        let mut pod = merged(json!({}));
+        pod["metadata"]["uid"] = json!(uid);
+        let errors = errors(&pod);
+        assert!(errors.iter().any(|e| e.starts_with("metadata.uid: Invalid value")), "{uid:?}: {errors:?}");
+    }
+}
+
+#[test]
 fn pod_level_rules() {
     refused(json!({"restartPolicy": "Sometimes"}), &["spec.restartPolicy: Unsupported value: \"Sometimes\""]);
     refused(

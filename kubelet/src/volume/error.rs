@@ -82,12 +82,6 @@ impl MountError {
 /// Why a pod's directory is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum TeardownError {
-    /// The UID cannot be a directory's name.
-    #[error("pod uid {uid:?} cannot name a directory")]
-    Uid {
-        /// As given.
-        uid: String,
-    },
     /// Something is mounted there that this room did not mount. Nothing was touched.
     #[error("{} is a mount of {fs_type} that the agent did not make: not removing {}", point.display(), pod_dir.display())]
     ForeignMount {

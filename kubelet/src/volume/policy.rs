@@ -130,7 +130,7 @@ pub struct Planned {
     pub index: usize,
 }
 
-/// The `volumeMounts` of `container` in order. `place` answers where a volume is; `expand` replaces
+/// The `volumeMounts` of `container` in order. All but host paths may be given a label of SELinux. `place` answers where a volume is; `expand` replaces
 /// `$(VAR)` in `subPathExpr` and answers the message of a failure; `rro` is whether the pod's runtime handler has
 /// recursive read-only mounts.
 pub fn plan(
@@ -175,8 +175,15 @@ pub fn plan(
             // An image is never written to, and what of it is shown is the runtime's to find.
             Place::Image(image) => {
                 let image_sub_path = sub_path.unwrap_or_default();
-                let image = Some(image);
-                (Mount { container_path, image, image_sub_path, readonly: true, ..Mount::default() }, None)
+                let of_image = Mount {
+                    container_path,
+                    image: Some(image),
+                    image_sub_path,
+                    readonly: true,
+                    selinux_relabel: true,
+                    ..Mount::default()
+                };
+                (of_image, None)
             }
             Place::Path(host) => {
                 let host_path = host.to_string_lossy().into_owned();
@@ -185,6 +192,7 @@ pub fn plan(
                     container_path,
                     host_path,
                     readonly,
+                    selinux_relabel: !is_host_path(pod, &m.name),
                     propagation,
                     recursive_read_only,
                     ..Mount::default()
@@ -195,6 +203,11 @@ pub fn plan(
         planned.push(Planned { mount, volume: m.name.clone(), sub_path, index });
     }
     Ok(planned)
+}
+
+/// What is the node's own is not labelled anew for a pod.
+fn is_host_path(pod: &Pod, volume: &str) -> bool {
+    spec(pod).volumes.iter().flatten().any(|v| v.name == volume && v.host_path.is_some())
 }
 
 /// Upstream's two rules on the text of a sub path.

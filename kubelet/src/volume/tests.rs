@@ -334,6 +334,17 @@ async fn mounts_carry_read_only_propagation_and_recursion_as_recorded() {
 }
 
 #[tokio::test]
+async fn all_but_the_nodes_own_paths_may_be_labelled() {
+    let root = Root::new();
+    let p = pod(r#"{"containers":[{"name":"c","volumeMounts":[{"name":"e","mountPath":"/e"},
+            {"name":"h","mountPath":"/h"}]}],"volumes":[{"name":"e","emptyDir":{}},{"name":"h","hostPath":{"path":"/"}}]}"#);
+    root.volumes.prepare_pod_dirs(&PodUid::new("uid-1")).unwrap();
+    let mounted = root.volumes.setup(&p, None).await.unwrap();
+    let got = root.volumes.mounts(&p, container(&p), &mounted, true, &no_vars).await.unwrap();
+    assert_eq!(got.iter().map(|m| m.selinux_relabel).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test]
 async fn an_image_volume_is_left_to_the_runtime_and_never_written_to() {
     let root = Root::new();
     let p = pod(r#"{"containers":[{"name":"c","volumeMounts":[{"name":"i","mountPath":"/i"},
@@ -346,7 +357,13 @@ async fn an_image_volume_is_left_to_the_runtime_and_never_written_to() {
     let mounted = mounted.with_images([("i".to_owned(), image.clone())].into());
     let got = root.volumes.mounts(&p, container(&p), &mounted, true, &no_vars).await.unwrap();
     // Golden case vol-image.
-    let whole = Mount { container_path: "/i".into(), image: Some(image), readonly: true, ..Mount::default() };
+    let whole = Mount {
+        container_path: "/i".into(),
+        image: Some(image),
+        readonly: true,
+        selinux_relabel: true,
+        ..Mount::default()
+    };
     let part = Mount { container_path: "/isub".into(), image_sub_path: "bin".into(), ..whole.clone() };
     assert_eq!(got, [whole, part]);
 }
@@ -480,8 +497,10 @@ async fn names_that_would_leave_their_directory_are_refused() {
     for uid in ["..", ".", "", "a/b", "../../x"] {
         let uid = PodUid::new(uid);
         assert!(root.volumes.prepare_pod_dirs(&uid).is_err(), "{uid:?}");
-        assert!(root.volumes.teardown(&uid).await.is_err(), "{uid:?}");
+        // What cannot be there need not be removed, and nothing else is.
+        root.volumes.teardown(&uid).await.unwrap();
     }
+    assert!(root.at("kubelet/pods").is_dir());
     assert!(root.volumes.termination_log(&PodUid::new("uid-1"), "../x").is_err());
     let p = pod(r#"{"containers":[],"volumes":[{"name":"..","emptyDir":{}}]}"#);
     assert!(root.volumes.setup(&p, None).await.is_err());

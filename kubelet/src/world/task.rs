@@ -43,7 +43,7 @@ pub struct World {
     promised: Promised,
     pods: HashMap<PodUid, Entry>,
     deadlines: Deadlines,
-    /// Pods that wait until nothing is left of an older one of their name. The newest wins.
+    /// Pods, by their names, that wait until nothing is left of an older one of their name or UID. The newest wins.
     queued: HashMap<Name, SourcePod>,
     actors: JoinSet<PodRef>,
     ids: HashMap<Id, PodUid>,
@@ -128,29 +128,24 @@ impl World {
                 return self.update(&pod.uid, new);
             }
         }
-        if let Some(name) = self.must_wait(&pod) {
+        if self.must_wait(&pod) {
             tracing::info!(%pod, "waits for the older pod of that name to end");
-            self.queued.insert(name, new);
+            self.queued.insert((pod.namespace, pod.name), new);
             return;
         }
         self.take_on(pod, new);
     }
 
-    /// Under whose name `new` must wait: that of an older pod with its name or (a manifest that came back while its
-    /// pod was being removed) its UID.
-    fn must_wait(&self, new: &PodRef) -> Option<Name> {
-        let name_of = |pod: &PodRef| (pod.namespace.clone(), pod.name.clone());
+    /// There is still an older pod with the name of `new` or (a manifest that came back while its pod was being removed) its
+    /// UID.
+    fn must_wait(&self, new: &PodRef) -> bool {
         let same = |pod: &PodRef| pod.namespace == new.namespace && pod.name == new.name;
-        if let Some(older) = self.pods.get(&new.uid) {
-            return Some(name_of(&older.pod));
-        }
-        if self.pods.values().any(|e| same(&e.pod)) {
-            return Some(name_of(new));
+        if self.pods.contains_key(&new.uid) || self.pods.values().any(|e| same(&e.pod)) {
+            return true;
         }
         // One that was replaced while no agent ran still runs: the sweep will end it.
         let mut found = self.picture.iter().flat_map(|p| p.pods.values());
-        let runs = !self.swept && found.any(|(pod, seen)| same(pod) && pod.uid != new.uid && seen.is_live());
-        runs.then(|| name_of(new))
+        !self.swept && found.any(|(pod, seen)| same(pod) && pod.uid != new.uid && seen.is_live())
     }
 
     /// A known pod's object changed: its spec, or it is to be deleted.
@@ -265,7 +260,8 @@ impl World {
         self.count();
     }
 
-    /// Nothing of `pod` is left: give back what it held, and let the next one of its name begin.
+    /// Nothing of `pod` is left: give back what it held, and let those begin that waited for it. What was left of a pod by an
+    /// earlier incarnation may have no name: they wait for its UID.
     fn gone(&mut self, pod: &PodRef) {
         // What it told last must not be taken for something that a successor with its UID told.
         while let Ok(uid) = self.ended.1.try_recv() {
@@ -277,9 +273,11 @@ impl World {
             picture.pods.remove(&pod.uid);
         }
         self.release(&pod.uid);
-        if let Some(next) = self.queued.remove(&(pod.namespace.clone(), pod.name.clone())) {
-            self.put(next);
-        }
+        let waited =
+            |next: &PodRef| next.uid == pod.uid || (next.namespace == pod.namespace && next.name == pod.name);
+        let next: Vec<SourcePod> =
+            self.queued.extract_if(|_, next| waited(&PodRef::of(&next.pod))).map(|(_, next)| next).collect();
+        next.into_iter().for_each(|next| self.put(next));
     }
 
     fn release(&mut self, uid: &PodUid) {

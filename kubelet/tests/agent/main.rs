@@ -20,10 +20,12 @@
 //! | `users` | user namespaces |
 //! | `hooks` | postStart and preStop |
 //! | `deadlines` | `activeDeadlineSeconds` |
+//! | `clock` | a wall clock that is set |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
+mod clock;
 mod dead;
 mod deadlines;
 mod faults;

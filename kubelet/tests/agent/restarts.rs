@@ -2,7 +2,7 @@
 
 use crate::support::{Node, SECOND, container, custom, fake_cgroups, pass, pod};
 use cri::fake::{Call, Fault, Script};
-use kubelet::api::Origin;
+use kubelet::api::{Origin, PodUid};
 use kubelet::source::SourceEvent;
 use serde_json::json;
 use std::collections::HashSet;
@@ -241,6 +241,48 @@ async fn directories_and_cgroups_that_no_pod_has_are_removed() {
     agent.until("nothing is left", || dirs.iter().all(|d| !d.exists())).await;
     assert!(!node.path("logs/ns_name_left-1").exists());
     assert!(node.fake.changes().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_whose_uids_left_directories_wait_for_their_removal_and_all_of_them_begin() {
+    let node = Node::new();
+    for uid in ["left-1", "left-2"] {
+        std::fs::create_dir_all(node.path("root/pods").join(uid).join("volumes")).unwrap();
+    }
+    let agent = node.start().await;
+    agent.until("it can be asked", || agent.agent.healthy().is_ok()).await;
+    // Nothing is seen to be gone before this is released.
+    let hung = node.fake.fault(Fault::hang("ListContainers"));
+    agent.synced().await;
+    agent.put(&pod("left-1", &["a"])).await;
+    agent.put(&pod("left-2", &["a"])).await;
+    pass(SECOND).await;
+    assert_eq!(node.count("RunPodSandbox"), 0);
+    hung.release();
+    agent.until("both are ready", || agent.is_ready("left-1") && agent.is_ready("left-2")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_a_uid_that_can_name_nothing_is_removed_from_the_runtime() {
+    let mut node = Node::new();
+    node.settings.cgroup = fake_cgroups(&node.path(""), true);
+    let somebody = node.fake.client();
+    somebody.connected().await;
+    let labels = [("io.kubernetes.pod.uid", "team/a"), ("io.kubernetes.pod.name", "p")];
+    let config = cri::v1::PodSandboxConfig {
+        metadata: Some(cri::v1::PodSandboxMetadata {
+            name: "p".into(),
+            uid: "team/a".into(),
+            namespace: "ns".into(),
+            attempt: 0,
+        }),
+        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        ..Default::default()
+    };
+    somebody.run_pod_sandbox(config, "").await.unwrap();
+    let agent = node.start_synced(&[]).await;
+    agent.until("it is gone", || node.counts() == (0, 0)).await;
+    agent.until("it is forgotten", || agent.agent.pleg.seen(&PodUid::new("team/a")).is_none()).await;
 }
 
 #[tokio::test(start_paused = true)]

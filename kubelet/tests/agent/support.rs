@@ -67,6 +67,13 @@ impl Node {
         self.dir.path().join(below)
     }
 
+    /// Sets the machine's clock: so many seconds forward, or back.
+    pub fn jump(&self, seconds: i64) {
+        let nanos = seconds * 1_000_000_000;
+        self.fake.jump(nanos);
+        self.clock.jump(nanos);
+    }
+
     /// An agent that will be told by [`Running::put`] and that knows of no other source.
     pub async fn start(&self) -> Running {
         let client = cri::Client::builder(self.fake.connector()).observe(trace::observe).build();

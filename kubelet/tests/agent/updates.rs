@@ -327,3 +327,36 @@ async fn a_container_that_cannot_be_removed_keeps_only_itself_and_the_sandbox() 
     assert_eq!((kept.hits(), node.count("RemoveContainer")), (3, 6));
     node.assert_gone("u");
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_sandbox_resolves_names_as_the_node_does_by_then() {
+    let mut node = Node::new();
+    let file = node.path("resolv.conf");
+    node.settings.facts.resolv_conf = Some(file.clone());
+    std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+    let agent = node.start_synced(&[pod("u1", &["main"])]).await;
+    agent.until_ready("u1").await;
+    std::fs::remove_file(&file).unwrap();
+    agent.events();
+    agent.put(&pod("u2", &["main"])).await;
+    let failed = "FailedCreatePodSandBox: Failed to create pod sandbox: ";
+    let text = format!("{failed}{}: No such file or directory (os error 2)", file.display());
+    agent.until("it was told", || agent.events().contains(&text)).await;
+    std::fs::write(&file, b"# caf\xe9\nnameserver 192.0.2.2\n").unwrap();
+    agent.until_ready("u2").await;
+    let asked = node.fake.requests::<v1::RunPodSandboxRequest>();
+    let servers = |r: &v1::RunPodSandboxRequest| r.config.clone().unwrap().dns_config.unwrap().servers;
+    assert_eq!(asked.iter().map(servers).collect::<Vec<_>>(), [["192.0.2.1"], ["192.0.2.2"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_on_the_hosts_network_has_the_hosts_names_whatever_bytes_they_are() {
+    let node = Node::new();
+    let names = b"127.0.0.1 localhost # caf\xe9\n";
+    std::fs::write(node.path("hosts"), names).unwrap();
+    let spec = json!({"hostNetwork": true, "containers": [container("main")]});
+    let agent = node.start_synced(&[custom("u", "u", spec)]).await;
+    agent.until_ready("u").await;
+    let file = std::fs::read(node.path("root/pods/u/etc-hosts")).unwrap();
+    assert!(file.ends_with(names), "{file:?}");
+}

@@ -13,7 +13,7 @@ use kubelet::log::RotationConfig;
 use kubelet::pleg;
 use kubelet::pod::backoff;
 use kubelet::pod::dead::DeadConfig;
-use kubelet::pod::translate::{Allocatable, NodeFacts, ResolvConf};
+use kubelet::pod::translate::{Allocatable, NodeFacts};
 use kubelet::trace::Tracer;
 use kubelet::world::admit;
 use kubelet::world::affinity::NodeLabels;
@@ -49,6 +49,7 @@ impl Node {
             format!("/stevedore-golden-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix("stevedore-golden-").tempdir()?;
         let node = Self { dir, cgroups: real_cgroups(&cgroup_root), cgroup_root };
+        std::fs::write(node.path("resolv.conf"), RESOLV_CONF)?;
         std::fs::write(node.path("hosts"), format!("127.0.0.1 localhost\n192.0.2.10 {NODE}\n"))?;
         node.make_host_paths()?;
         if node.cgroups.is_err() {
@@ -147,7 +148,7 @@ impl Node {
             node_ips: vec!["192.0.2.10".parse()?],
             cluster_domain: "cluster.local".into(),
             cluster_dns: vec!["10.96.0.10".parse()?],
-            host_resolv: Some(ResolvConf::parse(RESOLV_CONF)?),
+            resolv_conf: Some(self.path("resolv.conf")),
             root_dir: self.path("root"),
             pod_logs_dir: self.path("pods"),
             cpu_cfs_quota: true,

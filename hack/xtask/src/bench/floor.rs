@@ -13,7 +13,7 @@ use kubelet::assemble::Settings;
 use kubelet::cgroup::Cgroups;
 use kubelet::event::ContainerList;
 use kubelet::pleg::observed::labels::POD_UID;
-use kubelet::pod::translate::{self, ContainerInput, ImageUser, NodeFacts};
+use kubelet::pod::translate::{self, ContainerInput, ImageUser, NodeFacts, ResolvConf};
 use kubelet::source;
 use kubelet::volume::{VolumeConfig, Volumes};
 
@@ -85,7 +85,9 @@ impl Floor {
         self.cgroups.create_pod(qos, &uid, &values)?;
         let dir = self.volumes.prepare_pod_dirs(&uid).map_err(|e| anyhow::anyhow!(e.message))?;
         let parent = self.cgroups.pod_parent(qos, &uid);
-        let mut sandbox = translate::sandbox_config(&pod, 0, &parent, &self.facts)?.config;
+        let own = self.facts.resolv_conf.as_ref().map(std::fs::read_to_string).transpose()?;
+        let own = own.as_deref().map(ResolvConf::parse).transpose()?;
+        let mut sandbox = translate::sandbox_config(&pod, 0, &parent, own.as_ref(), &self.facts)?.config;
         let mut containers = Vec::new();
         for nth in 0..containers_of(&pod) {
             containers.push(self.container(&pod, nth, &uid, &dir, values.memory_limit).await?);

@@ -21,21 +21,32 @@ pub(super) enum Next {
     RestartsAll,
 }
 
-/// What follows when `c` of `list` ends with `code`.
-pub(super) fn next(pod: &Pod, list: ContainerList, c: &Container, code: i32) -> Next {
+/// The exit code that decides about a container of which no end was seen.
+const LOST: i32 = 137;
+
+/// What follows the end of `i`, an instance of `c` of `list`; one that was not seen to end counts as failed.
+pub(super) fn next(pod: &Pod, list: ContainerList, c: &Container, i: &Instance) -> Next {
     if list == ContainerList::Ephemeral {
         return Next::Stays;
     }
+    let code = if i.state == State::Exited { i.exit_code } else { LOST };
     if let Some(next) = by_rule(c, code) {
         return next;
     }
     let own = c.restart_policy.as_deref();
     let restarts = match own.or(api::spec(pod).restart_policy.as_deref()) {
         Some("Never") => false,
-        Some("OnFailure") => code != 0,
+        Some("OnFailure") => !succeeded(list, c, i),
         _ => true,
     };
     if restarts { Next::Restarts } else { Next::Stays }
+}
+
+/// That instance of `c` of `list` has done its work. An init container that the kernel killed for want of memory has not,
+/// whatever its exit code.
+pub(super) fn succeeded(list: ContainerList, c: &Container, i: &Instance) -> bool {
+    let init = list == ContainerList::Init && !is_sidecar(c);
+    i.state == State::Exited && i.exit_code == 0 && !(init && i.oom_killed())
 }
 
 /// What the first rule that applies says. Rules count only beside a policy of the container's own.
@@ -78,7 +89,7 @@ pub(super) fn sources<'a>(pod: &'a Pod, observed: &'a Observed) -> Vec<&'a Insta
     let asked = restartable(pod).filter_map(|(list, c)| {
         let latest = observed.latest(&c.name)?;
         let ended = latest.state == State::Exited && latest.sandbox_id == current.id;
-        (ended && next(pod, list, c, latest.exit_code) == Next::RestartsAll).then_some(latest)
+        (ended && next(pod, list, c, latest) == Next::RestartsAll).then_some(latest)
     });
     asked.collect()
 }
@@ -110,27 +121,35 @@ pub fn ended_for_good(pod: &Pod, instance: &Instance) -> bool {
         return false;
     }
     let Some((list, c)) = restartable(pod).find(|(_, c)| c.name == instance.name) else { return true };
-    let done = list == ContainerList::Init && !is_sidecar(c) && instance.exit_code == 0;
-    done || next(pod, list, c, instance.exit_code) == Next::Stays
+    let done = list == ContainerList::Init && !is_sidecar(c) && succeeded(list, c, instance);
+    done || next(pod, list, c, instance) == Next::Stays
+}
+
+/// The last instance of `c`: no other will follow.
+fn last<'a>(pod: &Pod, observed: &'a Observed, c: &'a Container) -> Option<&'a Instance> {
+    observed.latest(&c.name).filter(|i| ended_for_good(pod, i))
 }
 
 /// The pod's own end: `None` while something runs or will run again. Sidecars do not count.
 pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
     let pod = &input.desired.pod;
     let spec = api::spec(pod);
-    let ended = |c: &Container| -> Option<i32> {
-        let latest = input.observed.latest(&c.name)?;
-        ended_for_good(pod, latest).then_some(latest.exit_code)
+    // Init containers were through where a regular one was made. What ran in an older sandbox says nothing.
+    let went_on = |sandbox: &str| {
+        let here = |c: &Container| input.observed.latest(&c.name).is_some_and(|i| i.sandbox_id == sandbox);
+        spec.containers.iter().any(here)
+    };
+    let failed_init = |c: &Container| {
+        let failed = last(pod, input.observed, c).filter(|i| !succeeded(ContainerList::Init, c, i));
+        failed.is_some_and(|i| !went_on(&i.sandbox_id))
     };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
-    let regular_seen = spec.containers.iter().any(|c| input.observed.latest(&c.name).is_some());
-    let failed_init = |c: &Container| !is_sidecar(c) && ended(c).is_some_and(|code| code != 0);
-    if !regular_seen && inits.iter().any(failed_init) {
+    if inits.iter().filter(|c| !is_sidecar(c)).any(failed_init) {
         return Some(Outcome::Failed);
     }
     let mut failed = false;
     for c in &spec.containers {
-        failed |= ended(c)? != 0;
+        failed |= !succeeded(ContainerList::Regular, c, last(pod, input.observed, c)?);
     }
     if spec.containers.is_empty() {
         return None;

@@ -17,9 +17,6 @@ use crate::probe::ProbeFailure;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The exit code that decides about a container of which no end was seen.
-const LOST: i32 = 137;
-
 /// The plan for a pod that must not end.
 pub(super) fn run(input: &Input<'_>) -> Plan {
     let mut planner = Planner::new(input);
@@ -105,10 +102,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// What follows the end of `i`; one that was not seen to end counts as failed.
+    /// What follows the end of `i`.
     fn next(&self, list: ContainerList, c: &Container, i: &Instance) -> Next {
-        let code = if i.state == State::Exited { i.exit_code } else { LOST };
-        policy::next(&self.input.desired.pod, list, c, code)
+        policy::next(&self.input.desired.pod, list, c, i)
     }
 
     fn containers(&mut self) {
@@ -164,8 +160,8 @@ impl<'a> Planner<'a> {
             self.container(ContainerList::Init, index, c);
         }
         for (index, c) in inits.iter().enumerate().skip(through) {
-            if !is_sidecar(c) && self.active(c).is_some_and(|i| i.state == State::Exited && i.exit_code == 0)
-            {
+            let done = |i: &Instance| policy::succeeded(ContainerList::Init, c, i);
+            if !is_sidecar(c) && self.active(c).is_some_and(done) {
                 continue;
             }
             self.container(ContainerList::Init, index, c);
@@ -229,13 +225,11 @@ impl<'a> Planner<'a> {
                 }
             }
             State::Unknown => {
-                let name = &c.name;
-                self.kill(
-                    latest,
-                    format!("Container is in unknown state, try killing it before restart {name}"),
-                );
+                let what = if list == ContainerList::Init { "Init container" } else { "Container" };
+                let message = format!("{what} is in \"unknown\" state, try killing it before restart");
+                self.kill(latest, message);
                 if self.next(list, c, latest) != Next::Stays {
-                    self.start(list, index, name, next, None);
+                    self.start(list, index, &c.name, next, None);
                 }
             }
             State::Created => self.start(list, index, &c.name, next, None),

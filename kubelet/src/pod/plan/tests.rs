@@ -71,8 +71,7 @@ fn instance(name: &str, n: u32, sandbox: &str, state: State, code: i32) -> Insta
 
 fn observed(sandboxes: Vec<Sandbox>, containers: Vec<Instance>) -> Observed {
     let mut seen = Observed { seq: 1, sandboxes, containers };
-    seen.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
-    seen.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+    seen.sort();
     seen
 }
 
@@ -169,6 +168,43 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
     let plan = plan_at(&d, &seen, &Memory::default(), NOW);
     assert_eq!(plan.outcome, Some(Outcome::Failed));
     assert_eq!(short(&plan, &d.pod), ["stop s0"]);
+}
+
+#[test]
+fn an_init_container_that_fails_for_good_in_a_new_sandbox_fails_the_pod() {
+    let mut p = pod("Always", &["i"], &["a"]);
+    p.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].restart_policy = Some("Never".into());
+    let old = || [instance("i", 0, "s0", Exited, 0), instance("a", 0, "s0", Exited, 137)];
+    let sandboxes = || vec![sandbox("s0", 0, false), sandbox("s1", 1, true)];
+    for (code, want, outcome) in [(3, vec!["stop s1"], Some(Outcome::Failed)), (0, vec!["start a 1"], None)] {
+        let mut all = old().to_vec();
+        all.push(instance("i", 1, "s1", Exited, code));
+        let d = desired(p.clone());
+        let plan = plan_at(&d, &observed(sandboxes(), all), &stopped(&["s0"]), NOW);
+        let steps: Vec<String> =
+            short(&plan, &d.pod).into_iter().filter(|s| !s.starts_with("remove")).collect();
+        assert_eq!((steps, plan.outcome), (want.into_iter().map(str::to_owned).collect(), outcome), "{code}");
+    }
+}
+
+#[test]
+fn an_init_container_killed_for_want_of_memory_failed_whatever_its_exit_code() {
+    for (policy, want, outcome) in [
+        ("Always", "start i 1", None),
+        ("OnFailure", "start i 1", None),
+        ("Never", "stop s0", Some(Outcome::Failed)),
+    ] {
+        let d = desired(pod(policy, &["i"], &["a"]));
+        let killed = Instance { reason: "OOMKilled".into(), ..instance("i", 0, "s0", Exited, 0) };
+        let seen = observed(vec![sandbox("s0", 0, true)], vec![killed]);
+        let plan = plan_at(&d, &seen, &Memory::default(), NOW);
+        assert_eq!((short(&plan, &d.pod), plan.outcome), (vec![want.to_owned()], outcome), "{policy}");
+    }
+    // A regular one that ended with 0 all the same has done its work.
+    let d = desired(pod("OnFailure", &[], &["a"]));
+    let killed = Instance { reason: "OOMKilled".into(), ..instance("a", 0, "s0", Exited, 0) };
+    let seen = observed(vec![sandbox("s0", 0, true)], vec![killed]);
+    assert_eq!(plan_at(&d, &seen, &Memory::default(), NOW).outcome, Some(Outcome::Succeeded));
 }
 
 #[test]
@@ -279,6 +315,16 @@ fn an_instance_in_an_unknown_state_is_ended_before_another_is_made() {
     let d = desired(pod("Always", &[], &["a"]));
     let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Unknown, 0)]);
     check(&d, &seen, &Memory::default(), Phase::Running, &["kill a-0 7s", "start a 1"]);
+    let with_init = desired(pod("Always", &["i"], &["a"]));
+    let init = observed(vec![sandbox("s0", 0, true)], vec![instance("i", 0, "s0", Unknown, 0)]);
+    for (d, seen, want) in [
+        (&d, &seen, "Container is in \"unknown\" state, try killing it before restart"),
+        (&with_init, &init, "Init container is in \"unknown\" state, try killing it before restart"),
+    ] {
+        let plan = plan_at(d, seen, &Memory::default(), NOW);
+        let Some(Step::Kill { targets, .. }) = plan.steps.first() else { panic!("{plan:?}") };
+        assert_eq!(targets[0].message.as_deref(), Some(want));
+    }
 }
 
 #[test]

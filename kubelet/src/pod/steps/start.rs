@@ -8,12 +8,13 @@ use crate::pleg::observed::Observed;
 use crate::pod::desired::grace_of;
 use crate::pod::hooks;
 use crate::pod::plan::Kill;
-use crate::pod::translate::{self, ContainerInput, EnvSources, SourceError};
+use crate::pod::translate::{self, ContainerInput, EnvSources, ResolvConf, SourceError};
 use crate::trace::{self, Phase};
 use crate::volume::Mounted;
 use cri::v1;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 impl Steps {
@@ -29,7 +30,7 @@ impl Steps {
         let made = self.rooms.cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values);
         trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
         if let Err(error) = made {
-            let message = format!("error: {error}");
+            let message = format!("unable to ensure pod container exists: {error}");
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
             return Err(Failure::default());
         }
@@ -118,7 +119,11 @@ impl Steps {
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<v1::PodSandboxConfig, Failure> {
         let qos = translate::qos_class(pod);
         let parent = self.rooms.cgroups.pod_parent(qos, &self.pod.uid);
-        match translate::sandbox_config(pod, attempt, &parent, &self.rooms.facts) {
+        let facts = &self.rooms.facts;
+        let config = self.resolv_conf().and_then(|own| {
+            translate::sandbox_config(pod, attempt, &parent, own.as_ref(), facts).map_err(|e| e.to_string())
+        });
+        match config {
             Ok(mut sandbox) => {
                 if let Some(range) = self.users {
                     translate::security::map_sandbox(&mut sandbox.config, range);
@@ -134,6 +139,14 @@ impl Steps {
                 Err(Failure::default())
             }
         }
+    }
+
+    /// What the node resolves names with now.
+    fn resolv_conf(&self) -> Result<Option<ResolvConf>, String> {
+        let Some(path) = &self.rooms.facts.resolv_conf else { return Ok(None) };
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let text = std::fs::read(path).map_err(|e| failed(&e))?;
+        ResolvConf::parse(&String::from_utf8_lossy(&text)).map(Some).map_err(|e| failed(&e))
     }
 
     /// The ids of a pod with a user namespace of its own, new ones or those it has. On a runtime that cannot have them
@@ -405,18 +418,24 @@ impl Steps {
         let name =
             translate::pod_hostname(pod, &self.rooms.facts.cluster_domain).map_err(|e| e.to_string())?;
         let host_file = on_host
-            .then(|| std::fs::read_to_string(&self.rooms.host_hosts_file))
+            .then(|| std::fs::read(&self.rooms.host_hosts_file))
             .transpose()
             .map_err(|e| format!("{}: {e}", self.rooms.host_hosts_file.display()))?;
         let text = translate::etc_hosts(pod, ips, &name, host_file.as_deref());
         let path: PathBuf = self.rooms.volumes.pod_dir(&self.pod.uid).join("etc-hosts");
-        // Other containers have this very file mounted, so it is written in place; what is right already is left alone, so
-        // that a full disk does not cut it to nothing.
-        if !std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
-            std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+        // What is right already is left alone, so that a full disk does not harm it.
+        if !std::fs::read(&path).is_ok_and(|there| there == text) {
+            write_over(&path, &text).map_err(|e| format!("{}: {e}", path.display()))?;
         }
         Ok(Some(path.to_string_lossy().into_owned()))
     }
+}
+
+/// Writes a file that containers have mounted: in place, and so that it is at no moment empty.
+fn write_over(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// What variables are read from on a node without an API server: files of the pod's own volumes.
@@ -439,5 +458,22 @@ impl EnvSources for EnvFiles<'_> {
             }
             other => other.map_err(|e| SourceError::Other(format!("file {volume}/{path}: {e}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_file_that_containers_have_mounted_is_written_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etc-hosts");
+        write_over(&path, b"127.0.0.1\tlocalhost\n10.0.0.1\ta\n").unwrap();
+        let before = std::fs::metadata(&path).unwrap().ino();
+        write_over(&path, b"127.0.0.1\tlocalhost\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"127.0.0.1\tlocalhost\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
     }
 }

@@ -170,12 +170,15 @@ pub fn container_config(input: &ContainerInput<'_>) -> Result<ContainerConfig, C
     })
 }
 
-/// Volumes, then the hosts file unless a volume is mounted there, then the termination message.
+/// Volumes, then the hosts file unless a volume is mounted there, then the termination message. Labels are given only where
+/// there is SELinux.
 fn mounts(input: &ContainerInput<'_>) -> Vec<Mount> {
     let mut out = input.mounts.to_vec();
+    out.iter_mut().for_each(|m| m.selinux_relabel &= input.facts.selinux);
     let file = |container_path: &str, host_path: &str| Mount {
         container_path: container_path.to_owned(),
         host_path: host_path.to_owned(),
+        selinux_relabel: input.facts.selinux,
         ..Mount::default()
     };
     let taken = out.iter().any(|m| m.container_path == ETC_HOSTS);
@@ -289,6 +292,32 @@ pub(super) mod tests {
         };
         assert_eq!(paths("terminationMessagePath: /tm"), ["/v=", "/etc/hosts=/eh", "/tm=/tl"]);
         assert_eq!(paths(""), ["/v=", "/etc/hosts=/eh"]);
+    }
+
+    #[test]
+    fn mounts_are_labelled_where_there_is_selinux() {
+        let p = pod("{spec: {containers: [{name: c, terminationMessagePath: /tm}]}}");
+        let mount = |path: &str, selinux_relabel| Mount {
+            container_path: path.into(),
+            selinux_relabel,
+            ..Mount::default()
+        };
+        let volumes = [mount("/managed", true), mount("/host", false)];
+        let labelled = |selinux| {
+            let facts = NodeFacts { selinux, ..facts() };
+            let config = with_input(&p, &facts, |input| {
+                container_config(&ContainerInput {
+                    mounts: &volumes,
+                    termination_log_host_path: Some("/tl"),
+                    etc_hosts_host_path: Some("/eh"),
+                    ..input
+                })
+            });
+            let labelled = config.unwrap().mounts.into_iter().filter(|m| m.selinux_relabel);
+            labelled.map(|m| m.container_path).collect::<Vec<_>>()
+        };
+        assert_eq!(labelled(true), ["/managed", "/etc/hosts", "/tm"]);
+        assert_eq!(labelled(false), [""; 0]);
     }
 
     #[test]

@@ -88,13 +88,13 @@ enum Base {
     Nothing,
 }
 
-/// The resolver configuration of `pod` on this node.
-pub fn pod_dns(pod: &Pod, facts: &NodeFacts) -> Result<PodDns, TranslateError> {
+/// The resolver configuration of `pod` on this node, whose own is `node`.
+pub fn pod_dns(pod: &Pod, node: Option<&ResolvConf>, facts: &NodeFacts) -> Result<PodDns, TranslateError> {
     let mut warnings = Vec::new();
     let mut config = match base(pod, facts, &mut warnings)? {
         Base::Nothing => DnsConfig::default(),
-        Base::Host => host(facts),
-        Base::Cluster => cluster(pod, facts),
+        Base::Host => host(node, facts),
+        Base::Cluster => cluster(pod, node, facts),
     };
     if let Some(own) = &spec(pod).dns_config {
         append_new(&mut config.servers, own.nameservers.iter().flatten());
@@ -137,8 +137,8 @@ fn base(pod: &Pod, facts: &NodeFacts, warnings: &mut Vec<Warning>) -> Result<Bas
 
 /// The node's own settings; with none configured, a resolver on the pod's loopback and no search, which looks up
 /// nothing.
-fn host(facts: &NodeFacts) -> DnsConfig {
-    match &facts.host_resolv {
+fn host(node: Option<&ResolvConf>, facts: &NodeFacts) -> DnsConfig {
+    match node {
         Some(conf) => DnsConfig {
             servers: conf.nameservers.clone(),
             searches: conf.searches.clone(),
@@ -156,14 +156,14 @@ fn host(facts: &NodeFacts) -> DnsConfig {
 }
 
 /// The cluster's servers; its search paths before the host's.
-fn cluster(pod: &Pod, facts: &NodeFacts) -> DnsConfig {
+fn cluster(pod: &Pod, node: Option<&ResolvConf>, facts: &NodeFacts) -> DnsConfig {
     let mut searches = Vec::new();
     let domain = &facts.cluster_domain;
     if !domain.is_empty() {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
     }
-    append_new(&mut searches, facts.host_resolv.iter().flat_map(|h| &h.searches));
+    append_new(&mut searches, node.iter().flat_map(|n| &n.searches));
     DnsConfig {
         servers: facts.cluster_dns.iter().map(ToString::to_string).collect(),
         searches,
@@ -231,12 +231,12 @@ fn forming(message: String) -> Warning {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{facts, pod};
+    use super::super::testing::{facts, pod, resolv_conf};
     use super::*;
 
     fn dns(spec: &str) -> PodDns {
-        pod_dns(&pod(&format!("{{metadata: {{name: p, namespace: ns, uid: u}}, spec: {spec}}}")), &facts())
-            .unwrap()
+        let pod = pod(&format!("{{metadata: {{name: p, namespace: ns, uid: u}}, spec: {spec}}}"));
+        pod_dns(&pod, Some(&resolv_conf()), &facts()).unwrap()
     }
 
     #[test]
@@ -278,7 +278,7 @@ mod tests {
         }
         assert_eq!(dns("{dnsPolicy: None}").config, DnsConfig::default());
         let p = pod("{spec: {dnsPolicy: Sometimes}}");
-        assert_eq!(pod_dns(&p, &facts()).unwrap_err().to_string(), "invalid DNSPolicy=Sometimes");
+        assert_eq!(pod_dns(&p, None, &facts()).unwrap_err().to_string(), "invalid DNSPolicy=Sometimes");
     }
 
     #[test]
@@ -296,7 +296,8 @@ mod tests {
     #[test]
     fn without_cluster_dns_the_host_is_used_and_the_owner_told() {
         let facts = NodeFacts { cluster_dns: vec![], ..facts() };
-        let dns = pod_dns(&pod("{metadata: {name: p, namespace: n, uid: u}, spec: {}}"), &facts).unwrap();
+        let pod = pod("{metadata: {name: p, namespace: n, uid: u}, spec: {}}");
+        let dns = pod_dns(&pod, Some(&resolv_conf()), &facts).unwrap();
         assert_eq!(dns.config.servers, ["192.0.2.53", "192.0.2.54"]);
         assert_eq!(dns.warnings[0].reason, "MissingClusterDNS");
         assert!(dns.warnings[0].message.starts_with("pod: \"p_n(u)\". kubelet does not have ClusterDNS IP"));
@@ -304,8 +305,7 @@ mod tests {
 
     #[test]
     fn with_no_host_file_configured_lookups_go_nowhere() {
-        let facts = NodeFacts { host_resolv: None, ..facts() };
-        let c = pod_dns(&pod("{spec: {dnsPolicy: Default}}"), &facts).unwrap().config;
+        let c = pod_dns(&pod("{spec: {dnsPolicy: Default}}"), None, &facts()).unwrap().config;
         assert_eq!((c.servers, c.searches), (vec!["127.0.0.1".to_owned()], vec![".".to_owned()]));
     }
 

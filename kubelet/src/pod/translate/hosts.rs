@@ -6,13 +6,19 @@ use crate::api::{Pod, spec};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// The file for `pod`. `host_file` is the text of the node's own `/etc/hosts`, given for pods on the host network;
-/// other pods get the standard names and a line per address of theirs.
-pub fn etc_hosts(pod: &Pod, pod_ips: &[IpAddr], name: &PodHostname, host_file: Option<&str>) -> String {
-    let mut text = match host_file {
-        Some(host) => format!("# Kubernetes-managed hosts file (host network).\n{host}"),
-        None => managed(pod_ips, name),
+/// The file for `pod`. `host_file` is the node's own `/etc/hosts`, given for pods on the host network, whatever bytes are in
+/// it; other pods get the standard names and a line per address of theirs.
+pub fn etc_hosts(pod: &Pod, pod_ips: &[IpAddr], name: &PodHostname, host_file: Option<&[u8]>) -> Vec<u8> {
+    let mut file = match host_file {
+        Some(host) => [b"# Kubernetes-managed hosts file (host network).\n", host].concat(),
+        None => managed(pod_ips, name).into_bytes(),
     };
+    file.extend(added(pod).into_bytes());
+    file
+}
+
+fn added(pod: &Pod) -> String {
+    let mut text = String::new();
     let aliases = spec(pod).host_aliases.as_deref().unwrap_or_default();
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
@@ -59,7 +65,7 @@ mod tests {
         let name = PodHostname { hostname: "h".into(), domain: "s.n.svc.c".into() };
         let ips = ["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
         let text = etc_hosts(&pod("{spec: {}}"), &ips, &name, None);
-        assert_eq!(text, format!("{HEAD}10.0.0.7\th.s.n.svc.c\th\nfd00::7\th.s.n.svc.c\th\n"));
+        assert_eq!(text, format!("{HEAD}10.0.0.7\th.s.n.svc.c\th\nfd00::7\th.s.n.svc.c\th\n").into_bytes());
     }
 
     #[test]
@@ -68,11 +74,10 @@ mod tests {
         let name = PodHostname { hostname: "h".into(), domain: String::new() };
         let aliases = "\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n";
         let text = etc_hosts(&p, &["10.0.0.7".parse().unwrap()], &name, None);
-        assert_eq!(text, format!("{HEAD}10.0.0.7\th\n{aliases}"));
-        let text = etc_hosts(&p, &[], &name, Some("127.0.0.1 localhost\n"));
-        assert_eq!(
-            text,
-            format!("# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n{aliases}")
-        );
+        assert_eq!(text, format!("{HEAD}10.0.0.7\th\n{aliases}").into_bytes());
+        let host = b"127.0.0.1 localhost # caf\xe9\n";
+        let text = etc_hosts(&p, &[], &name, Some(host));
+        let head = b"# Kubernetes-managed hosts file (host network).\n";
+        assert_eq!(text, [head, &host[..], aliases.as_bytes()].concat());
     }
 }

@@ -52,8 +52,7 @@ pub use sandbox::{SandboxConfig, TranslateError, sandbox_config};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// What the translation must know of the node, its configuration and its runtime. `assemble` fills it once; the parts
-/// that can change while the agent runs (addresses, the host's resolv.conf) make a new value.
+/// What the translation must know of the node, its configuration and its runtime. `assemble` fills it once.
 #[derive(Clone, Debug, Default)]
 pub struct NodeFacts {
     /// The Node object's name.
@@ -66,8 +65,8 @@ pub struct NodeFacts {
     pub cluster_domain: String,
     /// `clusterDNS`; empty: `ClusterFirst` falls back to `Default`.
     pub cluster_dns: Vec<IpAddr>,
-    /// The host's `resolvConf` file as parsed; `None` when the setting is empty, which gives pods no host DNS.
-    pub host_resolv: Option<ResolvConf>,
+    /// `resolvConf`, read for each sandbox; `None` when the setting is empty, which gives pods no host DNS.
+    pub resolv_conf: Option<PathBuf>,
     /// `--root-dir`, such as `/var/lib/kubelet`.
     pub root_dir: PathBuf,
     /// `podLogsDir`, such as `/var/log/pods`.
@@ -94,6 +93,8 @@ pub struct NodeFacts {
     pub cgroup_v2: bool,
     /// The kernel accounts swap per cgroup, so that containers can be denied it.
     pub swap_accounting: bool,
+    /// The kernel enforces SELinux or tells of it: what the agent manages is labelled for its containers.
+    pub selinux: bool,
     /// The machine's `/sys/devices/system/cpu/cpu*/thermal_throttle` directories, masked like the other default paths.
     pub thermal_throttle_paths: Vec<String>,
     /// What the runtime announced.

@@ -1,6 +1,6 @@
 //! `PodSandboxConfig` from a pod.
 
-use super::{NodeFacts, Warning, dns, hostname, limits, security};
+use super::{NodeFacts, ResolvConf, Warning, dns, hostname, limits, security};
 use crate::api::{Container, Pod, spec};
 use cri::v1::{LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol};
 use std::collections::BTreeMap;
@@ -77,17 +77,18 @@ pub(super) fn identity_labels(pod: &Pod) -> BTreeMap<String, String> {
 }
 
 /// The configuration of the sandbox of `pod`. `attempt` counts its sandboxes from zero; `cgroup_parent` is the pod's
-/// cgroup as the cgroup driver names it.
+/// cgroup as the cgroup driver names it; `resolv_conf` is what the node itself resolves names with.
 pub fn sandbox_config(
     pod: &Pod,
     attempt: u32,
     cgroup_parent: &str,
+    resolv_conf: Option<&ResolvConf>,
     facts: &NodeFacts,
 ) -> Result<SandboxConfig, TranslateError> {
     let (meta, spec) = (&pod.metadata, spec(pod));
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let (name, namespace, uid) = (text(&meta.name), text(&meta.namespace), text(&meta.uid));
-    let dns = dns::pod_dns(pod, facts)?;
+    let dns = dns::pod_dns(pod, resolv_conf, facts)?;
     let hostname = if spec.host_network == Some(true) {
         String::new()
     } else {
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(got, [(3, 0), (3, 1), (1, 0)]);
         let bad = pod("{spec: {containers: [{name: c, ports: [{containerPort: 3, protocol: ICMP}]}]}}");
         assert_eq!(
-            sandbox_config(&bad, 0, "", &facts()).unwrap_err().to_string(),
+            sandbox_config(&bad, 0, "", None, &facts()).unwrap_err().to_string(),
             "invalid value \"ICMP\" for ports.protocol"
         );
     }
@@ -217,7 +218,7 @@ mod tests {
         let p = pod(
             "{metadata: {name: p, namespace: n, uid: u, labels: {io.kubernetes.pod.uid: forged, app: x}}, spec: {containers: []}}",
         );
-        let config = sandbox_config(&p, 3, "/k/podu", &facts()).unwrap().config;
+        let config = sandbox_config(&p, 3, "/k/podu", None, &facts()).unwrap().config;
         assert_eq!(config.labels["io.kubernetes.pod.uid"], "u");
         assert_eq!(config.labels["app"], "x");
         assert_eq!(config.metadata.unwrap().attempt, 3);

@@ -8,6 +8,15 @@ pub fn pod(yaml: &str) -> Pod {
     serde_saphyr::from_str(yaml).unwrap_or_else(|e| panic!("{e}: {yaml}"))
 }
 
+/// What it resolves names with.
+pub fn resolv_conf() -> ResolvConf {
+    ResolvConf::parse(
+        "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch corp.example.test lab.example.test\n\
+         options ndots:1 timeout:2\n",
+    )
+    .unwrap()
+}
+
 /// The node of the recorded cases: cgroup v1, 24684096 KiB, cluster DNS 10.96.0.10.
 pub fn facts() -> NodeFacts {
     NodeFacts {
@@ -16,13 +25,6 @@ pub fn facts() -> NodeFacts {
         node_ips: vec!["192.0.2.10".parse().unwrap()],
         cluster_domain: "cluster.local".into(),
         cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-        host_resolv: Some(
-            ResolvConf::parse(
-                "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch corp.example.test lab.example.test\n\
-                 options ndots:1 timeout:2\n",
-            )
-            .unwrap(),
-        ),
         root_dir: "/var/lib/kubelet".into(),
         pod_logs_dir: "/var/log/pods".into(),
         cpu_cfs_quota: true,

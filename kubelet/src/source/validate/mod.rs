@@ -23,6 +23,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub fn pod(pod: &Pod) -> Errors {
     let mut errors = Errors::default();
     metadata(&pod.metadata, &mut errors);
+    if let Some(uid) = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
+        errors.syntax(&Path::root("metadata").child("uid"), uid, names::uid(uid));
+    }
     match pod.spec.as_ref() {
         Some(s) => spec(s, &mut errors),
         None => errors.required(&Path::root("spec").child("containers"), ""),

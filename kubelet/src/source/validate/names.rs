@@ -72,6 +72,19 @@ pub fn label_value(text: &str) -> Vec<String> {
     wrong
 }
 
+/// A UID, which names directories, cgroups and logs of the node: at most 128 of `[A-Za-z0-9.-]`, alphanumeric at the ends.
+pub fn uid(text: &str) -> Vec<String> {
+    let mut wrong = longer(text, 128);
+    if !framed(text, |b| b.is_ascii_alphanumeric(), b"-.") {
+        wrong.push(
+            "a UID must consist of alphanumeric characters, '-' or '.', and must start and end with an alphanumeric \
+             character"
+                .to_owned(),
+        );
+    }
+    wrong
+}
+
 /// The name of an environment variable: printable ASCII without `=`.
 pub fn env_name(text: &str) -> Option<String> {
     let ok = text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=');
@@ -184,12 +197,14 @@ mod tests {
             (&["a.b", "a"], &["", ".a", "a..b", "a.", "a.B"], &dns_subdomain),
             (&["a", "a/b", "k8s.io/A_b.c"], &["", "/a", "a/", "a b", "A/b", "a/b/c", "-a"], &qualified_name),
             (&["", "a", "A.b_c-1"], &["a ", "-", "a/b"], &label_value),
+            (&["a", "0-F.x"], &["", ".", "..", "team/a", "a_b", "a\0", "-a"], &uid),
             (&["a", "http-2"], &["", "A", "80", "a--b", "-a", "abcdefghijklmnop"], &port_name),
             (&["a", ".a", "A_b.c-d"], &["", "..", ".", "a/b", "..a"], &config_key),
         ] {
             ok.iter().for_each(|t| assert_eq!(check(t), Vec::<String>::new(), "{t}"));
             bad.iter().for_each(|t| assert!(!check(t).is_empty(), "{t}"));
         }
+        assert!(!uid(&"a".repeat(129)).is_empty() && uid(&"a".repeat(128)).is_empty());
         assert!(!dns_label(&"a".repeat(64)).is_empty());
         assert!(dns_label(&"a".repeat(63)).is_empty());
         assert!(

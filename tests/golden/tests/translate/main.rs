@@ -18,7 +18,7 @@ use kubelet::api::spec;
 use kubelet::pod::translate::{
     NodeFacts, etc_hosts, pod_cgroup_resources, pod_hostname, qos_class, sandbox_config,
 };
-use node::{Recorded, build_container, build_resources, cgroup_parent, facts};
+use node::{Recorded, build_container, build_resources, cgroup_parent, facts, resolv_conf};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ fn compare(case: &Case) -> Option<Vec<String>> {
             }
         };
         let attempt = number(&recorded["metadata"]["attempt"]);
-        let ours = sandbox_config(&pod, attempt, &cgroup_parent(&pod), &facts())
+        let ours = sandbox_config(&pod, attempt, &cgroup_parent(&pod), Some(&resolv_conf()), &facts())
             .map_err(|e| e.to_string())
             .and_then(|s| to_json("PodSandboxConfig", &s.config).map_err(|e| e.to_string()));
         match ours {
@@ -113,7 +113,7 @@ fn configuration_errors_read_as_recorded() {
         let messages =
             events.as_array().unwrap().iter().filter_map(|e| e["message"].as_str()?.strip_prefix(prefixes));
         let mut recorded: Vec<String> = messages.map(str::to_owned).collect();
-        let mut ours: Vec<String> = match sandbox_config(&pod, 0, "", &facts()) {
+        let mut ours: Vec<String> = match sandbox_config(&pod, 0, "", Some(&resolv_conf()), &facts()) {
             Err(error) => vec![error.to_string()],
             Ok(_) => {
                 let nothing = Recorded::of(&Value::Null);
@@ -143,7 +143,7 @@ fn warnings_about_dns_read_as_recorded() {
             .filter(|e| e["reason"] == "DNSConfigForming")
             .map(|e| e["message"].as_str().unwrap_or_default().to_owned())
             .collect();
-        let Ok(sandbox) = sandbox_config(&pod, 0, "", &facts()) else { continue };
+        let Ok(sandbox) = sandbox_config(&pod, 0, "", Some(&resolv_conf()), &facts()) else { continue };
         let ours: Vec<_> = sandbox.warnings.into_iter().map(|w| w.message).collect();
         // An event is recorded once the pod got as far as its sandbox.
         assert!(
@@ -161,9 +161,10 @@ fn hosts_files_have_the_recorded_text() {
     for case in cases(&golden) {
         let (Some(pod), Some(cgroup)) = (case.only_pod(), case.json("cgroup.json")) else { continue };
         let host_file = (spec(&pod).host_network == Some(true))
-            .then_some("127.0.0.1 localhost\n192.0.2.10 golden-node\n");
+            .then_some(b"127.0.0.1 localhost\n192.0.2.10 golden-node\n".as_slice());
         let name = pod_hostname(&pod, "cluster.local").unwrap();
-        let ours = etc_hosts(&pod, &[POD_IP.parse().unwrap()], &name, host_file).replace(POD_IP, "POD_IP");
+        let ours = etc_hosts(&pod, &[POD_IP.parse().unwrap()], &name, host_file);
+        let ours = String::from_utf8(ours).unwrap().replace(POD_IP, "POD_IP");
         for (container, facts) in cgroup["pod"]["containers"].as_object().into_iter().flatten() {
             if let Some(recorded) = facts["process"]["/etc/hosts"].as_str() {
                 assert_eq!(ours, recorded, "{} {container}", case.name);
@@ -226,7 +227,8 @@ fn on_cgroup_v2_requests_and_pod_cgroups_are_as_recorded() {
             let pod = case::static_pod(&entry["spec"]);
             let at = format!("{file} {name}");
             assert_eq!(qos_class(&pod).as_str(), entry["qosClass"], "{at}");
-            let linux = sandbox_config(&pod, 0, "", &facts).unwrap().config.linux.unwrap();
+            let linux =
+                sandbox_config(&pod, 0, "", Some(&resolv_conf()), &facts).unwrap().config.linux.unwrap();
             for (field, ours) in [("resources", linux.resources), ("overhead", linux.overhead)] {
                 let ours = to_json("LinuxContainerResources", &ours.unwrap()).unwrap();
                 assert_eq!(ours, entry["cri_RunPodSandbox"][field], "{at} {field}");

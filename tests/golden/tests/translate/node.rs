@@ -16,6 +16,15 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// What the node resolves names with.
+pub fn resolv_conf() -> ResolvConf {
+    ResolvConf::parse(
+        "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch corp.example.test lab.example.test\n\
+         options ndots:1 timeout:2\n",
+    )
+    .unwrap()
+}
+
 pub fn facts() -> NodeFacts {
     NodeFacts {
         node_name: case::NODE.into(),
@@ -23,13 +32,6 @@ pub fn facts() -> NodeFacts {
         node_ips: vec!["192.0.2.10".parse().unwrap()],
         cluster_domain: "cluster.local".into(),
         cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-        host_resolv: Some(
-            ResolvConf::parse(
-                "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch corp.example.test lab.example.test\n\
-                 options ndots:1 timeout:2\n",
-            )
-            .unwrap(),
-        ),
         root_dir: "/var/lib/kubelet".into(),
         pod_logs_dir: "/var/log/pods".into(),
         cpu_cfs_quota: true,
