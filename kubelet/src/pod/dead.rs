@@ -177,10 +177,13 @@ fn condemn(
 mod tests {
     use super::*;
 
-    /// Pods with containers, each with the times its ended instances were created, and whether it runs again.
-    fn node(pods: &[(&str, &[(&str, &[i64], bool)])]) -> HashMap<PodUid, Vec<Dead>> {
-        let pod = |(uid, containers): &(&str, &[(&str, &[i64], bool)])| {
-            let of = |(name, times, runs): &(&str, &[i64], bool)| {
+    /// A container's name, the times its ended instances were created, and whether it runs again.
+    type Given<'a> = (&'a str, &'a [i64], bool);
+
+    /// These pods with their containers.
+    fn node(pods: &[(&str, &[Given<'_>])]) -> HashMap<PodUid, Vec<Dead>> {
+        let pod = |(uid, containers): &(&str, &[Given<'_>])| {
+            let of = |(name, times, runs): &Given<'_>| {
                 let last = times.iter().max().copied();
                 let one = |at: &i64| Dead {
                     id: format!("{uid}/{name}@{at}"),
