@@ -299,6 +299,9 @@ async fn an_image_that_is_here_is_given_only_to_whom_the_registry_lets_in() {
     wait_reason(&node, "denied", "ImagePullBackOff").await;
     assert!(registry.requests().iter().any(|r| r.ends_with(" user")), "{:?}", registry.requests());
     assert_eq!(records(&node, "pulled"), [""; 0]);
+    // What it tries again is not to get between the other's requests.
+    node.remove("denied");
+    node.wait_gone("denied").await;
     write_credentials(&node, &registry, "user", "right");
     node.put("allowed", of("allowed", &image, "IfNotPresent"));
     node.wait_ready("allowed").await;

@@ -222,12 +222,9 @@ impl Dir {
             let mut text = serde_json::to_vec(record)?;
             text.push(b'\n');
             let temporary = path.with_extension(OsStr::new(&TEMPORARY[1..]));
-            let options = || {
-                let mut o = File::options();
-                o.write(true).create(true).truncate(true).mode(0o600);
-                o
-            };
-            options().open(&temporary)?.write_all(&text)?;
+            let mut file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&text)?;
             fs::rename(&temporary, &path)
         };
         write().map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
