@@ -13,6 +13,8 @@
 //! | log rotation | what runs, by pleg; inotify | renamed logs, `ReopenContainerLog` |
 //! | ended containers (where there is a limit) | what is seen, by pleg | `watch` of those condemned, to actors |
 //! | file source | inotify | `SourceEvent`s |
+//! | objects | inotify | `watch<State>` per ConfigMap and Secret |
+//! | keeper of a pod's volumes | objects, the pod | files, events |
 //! | server | HTTP | what the [`View`] shows |
 
 use crate::api::{Origin, Pod, PodRef};
@@ -22,13 +24,15 @@ use crate::event::Recorder;
 use crate::image::{ImageConfig, Images};
 use crate::log::{Rotation, RotationConfig, RunningLog};
 use crate::metrics::Metrics;
+use crate::objects::{self, Objects};
 use crate::pleg::observed::State;
 use crate::pleg::{self, Pleg};
 use crate::pod::Rooms;
 use crate::pod::dead::{self, DeadConfig};
 use crate::pod::translate::NodeFacts;
+use crate::pod::translate::fields::FileValues;
 use crate::probe::{Live, Prober, Probes};
-use crate::source::{self, SourceEvent};
+use crate::source::{self, References, SourceEvent};
 use crate::status::{NodeIdentity, Statuses};
 use crate::trace::Tracer;
 use crate::userns::{Pool, UserNamespaces};
@@ -83,6 +87,9 @@ pub struct Settings {
     pub pleg: pleg::Config,
     /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).
     pub manifests: Option<(PathBuf, Duration)>,
+    /// The directory of ConfigMaps and Secrets and the interval of its net (`--standalone-objects`,
+    /// `fileCheckFrequency`).
+    pub objects: Option<(PathBuf, Duration)>,
     /// Another source will feed [`Agent::sources`] and tell when it is synced.
     pub other_sources: HashSet<Origin>,
 }
@@ -113,6 +120,9 @@ pub enum StartError {
     /// Manifests cannot be watched.
     #[error("staticPodPath: cannot watch it: {0}")]
     Watch(std::io::Error),
+    /// Objects cannot be watched.
+    #[error("--standalone-objects: cannot watch it: {0}")]
+    WatchObjects(std::io::Error),
     /// The agent's cgroup driver is not the runtime's.
     #[error(
         "cgroupDriver: the runtime uses {runtime}, the agent is configured for {agent}; pods would be in two hierarchies"
@@ -169,24 +179,29 @@ impl Agent {
             return Err(StartError::Controllers(missing));
         }
         cgroups.setup_node(&settings.node_cgroup)?;
-        let volumes = Volumes::new(VolumeConfig {
-            root_dir: settings.root_dir.clone(),
-            mount_table: settings.mount_table,
-            allocatable_memory: Some(settings.facts.allocatable.memory_bytes),
-        })?;
-        for dir in [&settings.facts.pod_logs_dir, &settings.log_links_dir] {
-            std::fs::create_dir_all(dir)
-                .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
-        }
-        let recorder = Recorder::new(1024);
         let mut tasks = Vec::new();
-        let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
-        let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
-        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
+        // Before any pod: what they refer to must be known when they ask.
+        let (objects, references) = objects(settings.objects, &mut tasks)?;
         let mut facts = settings.facts;
         let handler = capabilities.handlers.get("").cloned().unwrap_or_default();
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;
         facts.runtime.user_namespaces = handler.user_namespaces;
+        let facts = Arc::new(facts);
+        let volumes = Volumes::new(VolumeConfig {
+            root_dir: settings.root_dir.clone(),
+            mount_table: settings.mount_table,
+            allocatable_memory: Some(facts.allocatable.memory_bytes),
+            objects: objects.clone(),
+            values: Arc::new(FileValues(facts.clone())),
+        })?;
+        for dir in [&facts.pod_logs_dir, &settings.log_links_dir] {
+            std::fs::create_dir_all(dir)
+                .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
+        }
+        let recorder = Recorder::new(1024);
+        let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
+        let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
+        let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
         let statuses = Statuses::default();
         let prober = settings.prober.unwrap_or_else(|| Arc::new(Live::new(runtime.clone())));
         let rooms = Arc::new(Rooms {
@@ -202,6 +217,7 @@ impl Agent {
             prober,
             user_namespaces: UserNamespaces::open(settings.user_ids, &settings.root_dir.join("pods")),
             volumes,
+            objects,
             cgroups,
             log_links_dir: settings.log_links_dir,
             identity: NodeIdentity {
@@ -210,7 +226,7 @@ impl Agent {
                 recursive_read_only: handler.recursive_read_only_mounts,
                 stop_signals: facts.container_stop_signals,
             },
-            facts: Arc::new(facts),
+            facts,
             statuses: statuses.clone(),
             recorder: recorder.clone(),
             metrics: metrics.clone(),
@@ -227,8 +243,8 @@ impl Agent {
         let mut expected = settings.other_sources;
         if let Some((dir, net)) = settings.manifests {
             expected.insert(Origin::File);
-            let file =
-                source::file::spawn(dir, &rooms.facts.node_name, net, sources.clone(), recorder.clone());
+            let (node, events) = (&rooms.facts.node_name, sources.clone());
+            let file = source::file::spawn(dir, node, references, net, events, recorder.clone());
             tasks.push(file.map_err(StartError::Watch)?.task);
         }
         let config = world::Config { node: settings.node, sources: expected };
@@ -267,6 +283,17 @@ impl Agent {
             None => pod.clone(),
         }
     }
+}
+
+/// The objects of the node, and which of them static pods may refer to.
+fn objects(
+    dir: Option<(PathBuf, Duration)>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<(Objects, References), StartError> {
+    let Some((dir, net)) = dir else { return Ok((Objects::none(), References::None)) };
+    let (source, watched) = objects::file::spawn(dir, net).map_err(StartError::WatchObjects)?;
+    tasks.push(watched.task);
+    Ok((Objects::new(source), References::Objects))
 }
 
 /// Starts log rotation, unless it is switched off; what comes back tells it which containers run.

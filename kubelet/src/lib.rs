@@ -21,6 +21,7 @@ pub mod log;
 pub mod metrics;
 pub mod mountinfo;
 pub mod node;
+pub mod objects;
 pub mod pleg;
 pub mod pod;
 pub mod probe;

@@ -200,6 +200,7 @@ const FLAGS: &[(&str, Status)] = &[
     ("node-labels", Noted(API)),
     ("root-dir", Supported),
     ("runtime-cgroups", NotYet("the runtime's cgroup is not measured yet")),
+    ("standalone-objects", Supported),
 ];
 
 fn status_of(path: &str) -> Status {

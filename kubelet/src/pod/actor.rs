@@ -10,6 +10,7 @@ use super::desired::{Desired, StopReason};
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
+use super::wants::Wants;
 use crate::api::{self, Pod, PodRef, PodUid};
 use crate::event::ContainerList;
 use crate::log;
@@ -69,6 +70,8 @@ struct Actor {
     /// Why containers wait, for the status.
     reasons: BTreeMap<String, Waiting>,
     steps: Steps,
+    /// Objects that failed steps wait for.
+    wants: Wants,
     phase: Phase,
     /// The grace of the pod's end, and when it is over; once something was killed for it.
     ending: Option<(Duration, tokio::time::Instant)>,
@@ -116,6 +119,7 @@ impl Actor {
             removed: HashMap::new(),
             reasons: BTreeMap::new(),
             steps,
+            wants: Wants::default(),
             phase: Phase::Starting,
             ending: None,
             adopting: adopted,
@@ -146,6 +150,7 @@ impl Actor {
             if std::mem::take(&mut self.adopting) {
                 self.steps.link_logs(&self.seen).await;
                 self.resume_reset(&desired.pod);
+                self.steps.keep_volumes(&desired.pod);
             }
             self.count_restarts();
             let plan = self.plan(&desired);
@@ -157,6 +162,7 @@ impl Actor {
                 acted_on = desired.pod.clone();
                 // A failure was told; the next start tries again.
                 let _ = self.steps.limit(&acted_on);
+                self.steps.pod_changed(&acted_on);
             }
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
             self.reasons = self.known_reasons();
@@ -275,6 +281,11 @@ impl Actor {
             changed = self.observed.changed() => changed.is_ok(),
             () = self.probes.changed() => true,
             () = changed(&mut self.condemned) => true,
+            name = self.wants.changed(&self.rooms.objects) => {
+                self.wants.remove(&name);
+                self.memory.retry.remove(&name);
+                true
+            }
             () = timer => true,
         }
     }
@@ -482,6 +493,7 @@ impl Actor {
         if failure.interrupted {
             return;
         }
+        self.wants.put(name, failure.waits_for);
         let failures = self.memory.failures.entry(name.to_owned()).or_default();
         let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
         *failures += 1;
@@ -497,6 +509,7 @@ impl Actor {
     }
 
     fn forget_failure(&mut self, name: &str) {
+        self.wants.remove(name);
         self.memory.failures.remove(name);
         self.memory.retry.remove(name);
         self.memory.waiting.remove(name);

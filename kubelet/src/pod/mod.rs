@@ -19,6 +19,7 @@ pub mod plan;
 mod rooms;
 mod steps;
 pub mod translate;
+mod wants;
 
 pub use actor::spawn;
 pub use desired::{Desired, Stop, StopReason};

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::image::Images;
 use crate::metrics::Metrics;
+use crate::objects::Objects;
 use crate::pleg::Pleg;
 use crate::probe::{Prober, Probes};
 use crate::status::{NodeIdentity, Statuses};
@@ -32,6 +33,8 @@ pub struct Rooms {
     pub prober: Arc<dyn Prober>,
     /// Volumes and the pods' directories.
     pub volumes: Volumes,
+    /// ConfigMaps and Secrets.
+    pub objects: Objects,
     /// Ids of the node for pods with a user namespace.
     pub user_namespaces: UserNamespaces,
     /// The pods' cgroups.

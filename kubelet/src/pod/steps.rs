@@ -13,9 +13,10 @@ use crate::api::{self, Container, Pod, PodRef, PodUid, Qos};
 use crate::cgroup::PodValues;
 use crate::event::{ContainerList, Event, Kind, container_path};
 use crate::log;
+use crate::objects::Known;
 use crate::pleg::observed::{Instance, Observed};
 use crate::userns::Range;
-use crate::volume::Mounted;
+use crate::volume::{Keeper, Mounted};
 use cri::v1;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -39,6 +40,8 @@ pub struct Failure {
     pub interrupted: bool,
     /// The instance that was left behind, as a rule ended.
     pub not_started: Option<String>,
+    /// The objects as they were found: a change of one is worth another try.
+    pub waits_for: Vec<Known>,
 }
 
 impl Failure {
@@ -72,6 +75,8 @@ pub struct Steps {
     /// The ids of a pod with a user namespace of its own.
     users: Option<Range>,
     mounted: Option<Mounted>,
+    /// Keeps the files of its volumes what their sources are.
+    keeper: Option<Keeper>,
 }
 
 /// The sandbox that containers are started in.
@@ -95,6 +100,19 @@ impl Steps {
             made: None,
             users: None,
             mounted: None,
+            keeper: None,
+        }
+    }
+
+    /// From now on the files of the pod's volumes follow their sources.
+    pub fn keep_volumes(&mut self, pod: &Arc<Pod>) {
+        self.keeper = self.rooms.volumes.keep(pod.clone(), self.rooms.recorder.clone());
+    }
+
+    /// The pod's object is another.
+    pub fn pod_changed(&self, pod: &Arc<Pod>) {
+        if let Some(keeper) = &self.keeper {
+            keeper.update(pod.clone());
         }
     }
 
@@ -265,6 +283,7 @@ impl Steps {
                 return Err(Failure::default());
             }
         }
+        self.keeper = None;
         if let Err(error) = self.rooms.volumes.teardown(&self.pod.uid).await {
             self.event(Kind::Warning, None, "FailedUnmount", error.to_string());
             return Err(Failure::default());

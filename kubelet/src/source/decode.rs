@@ -1,6 +1,6 @@
-//! From bytes to a typed pod: the text, its one document, the kind, the types of its fields.
+//! From bytes to a typed object: the text, its one document, the kind, the types of its fields.
 //!
-//! `file` calls it for manifests, the golden harness for recorded pods. Pure. Input is bounded ([`MAX_BYTES`], and
+//! `file` calls it for manifests, the `objects` room for its own, the golden harness for recorded pods. Pure. Input is bounded ([`MAX_BYTES`], and
 //! the YAML parser's own budget against alias bombs and deep nesting), so a hostile file costs little.
 //!
 //! Leniency is upstream's: unknown fields and repeated keys are accepted (the last one wins) and come back as
@@ -11,6 +11,8 @@
 use super::field::{Errors, FieldError, LISTED};
 use super::{defaults, validate};
 use crate::api::Pod;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The largest manifest accepted: 10 MiB, upstream's own bound.
@@ -23,7 +25,7 @@ pub enum DecodeError {
     #[error("larger than the limit of {MAX_BYTES} bytes")]
     TooLarge,
     /// No text at all.
-    #[error("empty: expected a Pod in YAML or JSON")]
+    #[error("empty: expected an object in YAML or JSON")]
     Empty,
     /// Binary, or text in another encoding.
     #[error("not text: byte 0x{byte:02x} at offset {offset}")]
@@ -37,26 +39,26 @@ pub enum DecodeError {
     #[error("not YAML: {0}")]
     Syntax(String),
     /// More than one document.
-    #[error("holds {0} documents: a manifest is one Pod, put each into a file of its own")]
+    #[error("holds {0} documents: put each object into a file of its own")]
     Documents(usize),
     /// A document that is no mapping, such as plain text.
-    #[error("not an object: expected a Pod, found {0}")]
+    #[error("not an object: expected a mapping, found {0}")]
     NotAnObject(&'static str),
     /// Another kind, or none.
-    #[error("{field}: expected {expected:?}, found {found}")]
+    #[error("{field}: expected {}, found {found}", one_of(expected))]
     Kind {
         /// `kind` or `apiVersion`.
         field: &'static str,
-        /// `Pod` or `v1`.
-        expected: &'static str,
+        /// Such as `Pod` or `v1`.
+        expected: &'static [&'static str],
         /// What stands there, as JSON.
         found: String,
     },
     /// A field's value has a type the field cannot have.
     #[error(transparent)]
     Type(FieldError),
-    /// A pod, but not a valid one.
-    #[error("invalid pod: {0}")]
+    /// An object of the kind, but not a valid one.
+    #[error("invalid: {0}")]
     Invalid(Errors),
 }
 
@@ -74,17 +76,24 @@ impl DecodeError {
     }
     fn detail(&self) -> String {
         match self {
-            DecodeError::Kind { expected, found, .. } => format!("expected {expected:?}, found {found}"),
+            DecodeError::Kind { expected, found, .. } => {
+                format!("expected {}, found {found}", one_of(expected))
+            }
             other => other.to_string(),
         }
     }
 }
 
-/// A pod as its text has it: not defaulted, not validated.
+/// `"ConfigMap" or "Secret"`
+fn one_of(expected: &[&str]) -> String {
+    expected.iter().map(|e| format!("{e:?}")).collect::<Vec<_>>().join(" or ")
+}
+
+/// An object as its text has it: not defaulted, not validated.
 #[derive(Debug)]
-pub struct Decoded {
-    /// The pod.
-    pub pod: Pod,
+pub struct Decoded<T> {
+    /// The object.
+    pub object: T,
     /// What was read over: unknown fields, repeated keys.
     pub warnings: Vec<FieldError>,
 }
@@ -92,7 +101,7 @@ pub struct Decoded {
 /// Decodes, defaults and validates a pod as if it came from the API: no name suffix, no UID of ours, references to
 /// API objects allowed, `kind` and `apiVersion` may be absent.
 pub fn decode_pod(bytes: &[u8]) -> Result<Pod, DecodeError> {
-    let mut pod = typed(document(bytes)?.0)?.pod;
+    let mut pod: Pod = typed(document(bytes)?.0)?.object;
     defaults::apply(&mut pod);
     match validate::pod(&pod) {
         errors if errors.is_empty() => Ok(pod),
@@ -101,18 +110,46 @@ pub fn decode_pod(bytes: &[u8]) -> Result<Pod, DecodeError> {
 }
 
 /// Decodes a manifest's text. `kind: Pod` and `apiVersion: v1` must be there.
-pub fn manifest(bytes: &[u8]) -> Result<Decoded, DecodeError> {
-    let (value, repeated) = document(bytes)?;
-    for (field, expected) in [("apiVersion", "v1"), ("kind", "Pod")] {
-        let found = value.get(field).unwrap_or(&Value::Null);
-        if found != expected {
-            let found = if found.is_null() { "nothing".to_owned() } else { short(found) };
-            return Err(DecodeError::Kind { field, expected, found });
-        }
+pub fn manifest(bytes: &[u8]) -> Result<Decoded<Pod>, DecodeError> {
+    Document::read(bytes, &["Pod"])?.typed()
+}
+
+/// One document of `apiVersion: v1` and a known kind, its fields still to be given their types.
+#[derive(Debug)]
+pub struct Document {
+    /// One of the kinds that were asked for.
+    pub kind: &'static str,
+    value: Value,
+    repeated: Option<FieldError>,
+}
+
+impl Document {
+    /// The one document of `bytes`, which must be of one of `kinds`.
+    pub fn read(bytes: &[u8], kinds: &'static [&'static str]) -> Result<Self, DecodeError> {
+        let (value, repeated) = document(bytes)?;
+        one_of_these(&value, "apiVersion", &["v1"])?;
+        let kind = one_of_these(&value, "kind", kinds)?;
+        Ok(Self { kind, value, repeated })
     }
-    let mut decoded = typed(value)?;
-    decoded.warnings.splice(0..0, repeated);
-    Ok(decoded)
+
+    /// The object, with what was read over.
+    pub fn typed<T: DeserializeOwned + Serialize>(self) -> Result<Decoded<T>, DecodeError> {
+        let mut decoded = typed(self.value)?;
+        decoded.warnings.splice(0..0, self.repeated);
+        Ok(decoded)
+    }
+}
+
+fn one_of_these(
+    value: &Value,
+    field: &'static str,
+    expected: &'static [&'static str],
+) -> Result<&'static str, DecodeError> {
+    let found = value.get(field).unwrap_or(&Value::Null);
+    expected.iter().find(|e| found == **e).copied().ok_or_else(|| {
+        let found = if found.is_null() { "nothing".to_owned() } else { short(found) };
+        DecodeError::Kind { field, expected, found }
+    })
 }
 
 /// The one document of `bytes` and, as warnings, its repeated keys.
@@ -204,11 +241,11 @@ fn repeated(error: YamlError) -> Option<FieldError> {
 const BOOLEANS: usize = 64;
 
 /// Gives the document its types and lists what no field took.
-fn typed(mut value: Value) -> Result<Decoded, DecodeError> {
+fn typed<T: DeserializeOwned + Serialize>(mut value: Value) -> Result<Decoded<T>, DecodeError> {
     let mut booleans = 0..BOOLEANS;
-    let pod: Pod = loop {
+    let object: T = loop {
         let e = match serde_path_to_error::deserialize(&value) {
-            Ok(pod) => break pod,
+            Ok(object) => break object,
             Err(e) => e,
         };
         // Each round turns one text into a boolean.
@@ -221,10 +258,10 @@ fn typed(mut value: Value) -> Result<Decoded, DecodeError> {
         }
     };
     let mut warnings = Vec::new();
-    if let Ok(kept) = serde_json::to_value(&pod) {
+    if let Ok(kept) = serde_json::to_value(&object) {
         unknown(&value, &kept, &mut String::new(), &mut warnings);
     }
-    Ok(Decoded { pod, warnings })
+    Ok(Decoded { object, warnings })
 }
 
 /// Replaces the text at `path` by the boolean that YAML 1.1 reads in it; `false` if there is none.

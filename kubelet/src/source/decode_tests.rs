@@ -20,9 +20,9 @@ fn bad_texts_are_refused_by_name() {
         (" \n\t\n", "empty"),
         ("---\n", "empty"),
         ("# nothing but a comment\n", "empty"),
-        ("just words\n", "not an object: expected a Pod, found a string"),
-        ("- a\n- b\n", "not an object: expected a Pod, found a list"),
-        ("42", "not an object: expected a Pod, found a number"),
+        ("just words\n", "not an object: expected a mapping, found a string"),
+        ("- a\n- b\n", "not an object: expected a mapping, found a list"),
+        ("42", "not an object: expected a mapping, found a number"),
         ("a: [1, 2", "not YAML: "),
         ("{\"apiVersion\": \"v1\", \"ki", "not YAML: "),
         ("a: b: c\n", "not YAML: "),
@@ -98,14 +98,14 @@ fn unknown_fields_and_repeated_keys_are_warnings_that_name_them() {
     assert_eq!(warned, ["spec.containers[0].bogus", "spec.nope"]);
 
     let decoded = manifest(GOOD.replace("{name: a}", "{name: a, name: b}").as_bytes()).unwrap();
-    assert_eq!(decoded.pod.metadata.name.as_deref(), Some("b"), "the last one wins, as upstream");
+    assert_eq!(decoded.object.metadata.name.as_deref(), Some("b"), "the last one wins, as upstream");
     assert_eq!(decoded.warnings.len(), 1);
     assert_eq!(decoded.warnings[0].field, "name");
 
     let json =
         r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","name":"b"},"spec":{"containers":[]}}"#;
     let decoded = manifest(json.as_bytes()).unwrap();
-    assert_eq!((decoded.pod.metadata.name.as_deref(), decoded.warnings.len()), (Some("b"), 1));
+    assert_eq!((decoded.object.metadata.name.as_deref(), decoded.warnings.len()), (Some("b"), 1));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn scalars_are_read_as_upstream_reads_them() {
         "{hostNetwork: yes, hostPID: True, hostIPC: off, hostname: y, nodeSelector: {on: no}, volumes: [{name: v, configMap: {name: c, defaultMode: 0644}}], \
          containers: [{name: c, resources: {limits: {cpu: 0.5, memory: 64Mi, x.io/y: 3}}}]}",
     );
-    let spec = manifest(text.as_bytes()).unwrap().pod.spec.unwrap();
+    let spec = manifest(text.as_bytes()).unwrap().object.spec.unwrap();
     assert_eq!((spec.host_network, spec.host_pid, spec.host_ipc), (Some(true), Some(true), Some(false)));
     assert_eq!((spec.hostname.as_deref(), spec.node_selector.unwrap()["on"].as_str()), (Some("y"), "no"));
     assert_eq!(spec.volumes.unwrap()[0].config_map.as_ref().unwrap().default_mode, Some(0o644));
@@ -126,7 +126,7 @@ fn scalars_are_read_as_upstream_reads_them() {
 fn json_with_tabs_is_read() {
     let json =
         "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\",\n\t\"metadata\": {\"name\": \"a\\u00e9\"}\n}";
-    assert_eq!(manifest(json.as_bytes()).unwrap().pod.metadata.name.as_deref(), Some("aé"));
+    assert_eq!(manifest(json.as_bytes()).unwrap().object.metadata.name.as_deref(), Some("aé"));
 }
 
 #[test]

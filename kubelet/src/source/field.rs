@@ -87,6 +87,10 @@ impl Errors {
         self.dropped += other.dropped;
         other.listed.into_iter().for_each(|e| self.keep(e));
     }
+    /// One more.
+    pub fn add(&mut self, error: FieldError) {
+        self.keep(error);
+    }
     fn push(&mut self, at: &Path<'_>, message: String) {
         self.keep(FieldError { field: at.to_string(), message });
     }

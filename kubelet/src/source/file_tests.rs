@@ -33,7 +33,7 @@ impl World {
         }
         let (tx, rx) = mpsc::channel(16);
         let recorder = Recorder::new(16);
-        let source = spawn(path, "Node1", net, tx, recorder.clone()).unwrap();
+        let source = spawn(path, "Node1", References::None, net, tx, recorder.clone()).unwrap();
         Self { dir, rx, source, recorder, running: BTreeMap::new(), synced: 0, last: None }
     }
 
@@ -261,7 +261,7 @@ async fn each_bad_manifest_is_reported_with_file_and_field_and_the_rest_runs_on(
             "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535",
         ),
         ("l-secret", "spec.volumes[0].secret: Forbidden: a static pod may not reference an API object"),
-        ("m-twin", "metadata.name: the pod is already defined by good"),
+        ("m-twin", "metadata.name: already defined by good"),
         ("n-fifo", "a FIFO"),
         ("o-loop", "its link cannot be followed"),
         ("p-loop", "its link cannot be followed"),
@@ -333,7 +333,8 @@ async fn a_path_of_which_several_directories_are_missing_is_waited_for() {
     let (tx, rx) = mpsc::channel(16);
     let recorder = Recorder::new(16);
     let deep = dir.path().join("x/y/z/m/");
-    let source = spawn(deep.clone(), "Node1", Duration::ZERO, tx, recorder.clone()).unwrap();
+    let source =
+        spawn(deep.clone(), "Node1", References::None, Duration::ZERO, tx, recorder.clone()).unwrap();
     let mut w = World { dir, rx, source, recorder, running: BTreeMap::new(), synced: 0, last: None };
     w.until_synced().await;
     std::fs::create_dir_all(&deep).unwrap();
@@ -480,7 +481,8 @@ async fn the_slow_pass_sees_a_directory_moved_with_the_one_above_it() {
     let (tx, rx) = mpsc::channel(16);
     let recorder = Recorder::new(16);
     let path = top.join("etc/m");
-    let source = spawn(path, "Node1", Duration::from_millis(20), tx, recorder.clone()).unwrap();
+    let source =
+        spawn(path, "Node1", References::None, Duration::from_millis(20), tx, recorder.clone()).unwrap();
     let mut w = World { dir, rx, source, recorder, running: BTreeMap::new(), synced: 0, last: None };
     w.until(&["a-node1=one"]).await;
     std::fs::rename(&top, w.dir.path().join("old")).unwrap();

@@ -106,9 +106,18 @@ fn tolerate_no_execute(spec: &mut PodSpec) {
     }
 }
 
-/// What only an API server could resolve: a static pod that names it is refused, never run without it. `own_uid`: the
-/// manifest gives the pod its UID.
-pub fn unresolvable(pod: &Pod, own_uid: bool, errors: &mut Errors) {
+/// Which API objects a static pod may refer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum References {
+    /// None: there are none.
+    None,
+    /// ConfigMaps and Secrets, those of `--standalone-objects`.
+    Objects,
+}
+
+/// What nothing but an API server could resolve: a static pod that names it is refused, never run without it. `own_uid`:
+/// the manifest gives the pod its UID.
+pub fn unresolvable(pod: &Pod, own_uid: bool, references: References, errors: &mut Errors) {
     if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
         let metadata = Path::root("metadata");
         errors
@@ -118,6 +127,15 @@ pub fn unresolvable(pod: &Pod, own_uid: bool, errors: &mut Errors) {
     let at = Path::root("spec");
     let refuse = |errors: &mut Errors, at: &Path<'_>, what: &str| {
         errors.forbidden(at, &format!("a static pod may not reference an API object ({what})"));
+    };
+    // What a directory of objects provides.
+    let resolve = |errors: &mut Errors, at: &Path<'_>, what: &str| match (what, references) {
+        ("ConfigMap" | "Secret", References::Objects) => {}
+        ("ConfigMap" | "Secret", References::None) => errors.forbidden(
+            at,
+            &format!("a static pod may not reference an API object ({what}) without --standalone-objects"),
+        ),
+        _ => refuse(errors, at, what),
     };
     for (field, name) in
         [("serviceAccountName", &spec.service_account_name), ("serviceAccount", &spec.service_account)]
@@ -138,17 +156,19 @@ pub fn unresolvable(pod: &Pod, own_uid: bool, errors: &mut Errors) {
     ] {
         let list = at.child(list);
         for (i, container) in containers.iter().enumerate() {
-            container_references(container, &list.index(i), &mut |at, what| refuse(errors, at, what));
+            container_references(container, &list.index(i), &mut |at, what| resolve(errors, at, what));
         }
     }
     let volumes = at.child("volumes");
     for (i, volume) in spec.volumes.iter().flatten().enumerate() {
-        volume_references(volume, &volumes.index(i), &mut |at, what| refuse(errors, at, what));
+        let at = volumes.index(i);
+        object_references(volume, &at, &mut |at, what| resolve(errors, at, what));
+        driver_references(volume, &at, &mut |at, what| refuse(errors, at, what));
     }
     let ephemeral = at.child("ephemeralContainers");
     for (i, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
         container_references(&as_container(container), &ephemeral.index(i), &mut |at, what| {
-            refuse(errors, at, what);
+            resolve(errors, at, what);
         });
     }
     // With a UID that follows from its content, the pod with the container would be another one than that without.
@@ -205,18 +225,7 @@ fn container_references(container: &Container, at: &Path<'_>, refuse: &mut Refus
     }
 }
 
-fn volume_references(v: &Volume, at: &Path<'_>, refuse: &mut Refuse<'_>) {
-    let whole = [
-        ("configMap", v.config_map.is_some(), "ConfigMap"),
-        ("secret", v.secret.is_some(), "Secret"),
-        ("persistentVolumeClaim", v.persistent_volume_claim.is_some(), "PersistentVolumeClaim"),
-        ("ephemeral", v.ephemeral.is_some(), "PersistentVolumeClaim"),
-        ("azureFile", v.azure_file.is_some(), "Secret"),
-        ("glusterfs", v.glusterfs.is_some(), "Endpoints"),
-    ];
-    for (field, _, what) in whole.into_iter().filter(|(_, set, _)| *set) {
-        refuse(&at.child(field), what);
-    }
+fn driver_references(v: &Volume, at: &Path<'_>, refuse: &mut Refuse<'_>) {
     let secrets = [
         ("cephfs", v.cephfs.as_ref().is_some_and(|s| s.secret_ref.is_some())),
         ("cinder", v.cinder.as_ref().is_some_and(|s| s.secret_ref.is_some())),
@@ -231,6 +240,22 @@ fn volume_references(v: &Volume, at: &Path<'_>, refuse: &mut Refuse<'_>) {
     }
     if v.csi.as_ref().is_some_and(|s| s.node_publish_secret_ref.is_some()) {
         refuse(&at.child("csi").child("nodePublishSecretRef"), "Secret");
+    }
+    if v.azure_file.is_some() {
+        refuse(&at.child("azureFile"), "Secret");
+    }
+}
+
+fn object_references(v: &Volume, at: &Path<'_>, refuse: &mut Refuse<'_>) {
+    let whole = [
+        ("configMap", v.config_map.is_some(), "ConfigMap"),
+        ("secret", v.secret.is_some(), "Secret"),
+        ("persistentVolumeClaim", v.persistent_volume_claim.is_some(), "PersistentVolumeClaim"),
+        ("ephemeral", v.ephemeral.is_some(), "PersistentVolumeClaim"),
+        ("glusterfs", v.glusterfs.is_some(), "Endpoints"),
+    ];
+    for (field, _, what) in whole.into_iter().filter(|(_, set, _)| *set) {
+        refuse(&at.child(field), what);
     }
     let projected = at.child("projected");
     let sources = projected.child("sources");
@@ -255,13 +280,13 @@ mod tests {
     use crate::source::decode;
 
     fn pod(yaml: &str) -> Pod {
-        decode::manifest(format!("apiVersion: v1\nkind: Pod\n{yaml}").as_bytes()).unwrap().pod
+        decode::manifest(format!("apiVersion: v1\nkind: Pod\n{yaml}").as_bytes()).unwrap().object
     }
 
     fn refused(yaml: &str) -> Vec<String> {
         let mut errors = Errors::default();
         let pod = pod(yaml);
-        unresolvable(&pod, pod.metadata.uid.is_some(), &mut errors);
+        unresolvable(&pod, pod.metadata.uid.is_some(), References::None, &mut errors);
         errors.into_vec().into_iter().map(|e| e.field).collect()
     }
 
@@ -375,5 +400,27 @@ spec:
                 "spec.volumes[3].projected.sources[1].serviceAccountToken",
             ]
         );
+        // With a directory of objects only the rest is refused.
+        let (pod, mut errors) = (pod(yaml), Errors::default());
+        unresolvable(&pod, false, References::Objects, &mut errors);
+        let rest: Vec<String> = errors.into_vec().into_iter().map(|e| e.field).collect();
+        assert_eq!(
+            rest,
+            [
+                "spec.serviceAccountName",
+                "spec.imagePullSecrets",
+                "spec.resourceClaims",
+                "spec.volumes[2].persistentVolumeClaim",
+                "spec.volumes[3].projected.sources[1].serviceAccountToken",
+            ]
+        );
+        let mut errors = Errors::default();
+        unresolvable(&pod, false, References::None, &mut errors);
+        let flag = "without --standalone-objects";
+        let names_it = |field: &str| {
+            errors.clone().into_vec().iter().any(|e| e.field == field && e.message.ends_with(flag))
+        };
+        assert!(names_it("spec.volumes[0].configMap") && names_it("spec.containers[0].envFrom[1].secretRef"));
+        assert!(!names_it("spec.imagePullSecrets"), "a directory of objects does not help it");
     }
 }

@@ -1,10 +1,11 @@
 //! One manifest on disk: what a look at its path finds.
 //!
-//! `file` calls [`look`] on a blocking thread. It reads and judges one path and remembers nothing; what to do about
-//! a file that went bad is `table`'s decision. It never blocks on a FIFO and never reads past the bound.
+//! `directory` calls [`look`] on a blocking thread. It reads one path, has it judged by whoever knows what it should
+//! hold ([`judge_pod`] for pods), and remembers nothing; what to do about a file that went bad is `table`'s decision. It never blocks on a FIFO and never reads past the bound.
 
 use super::decode::{self, DecodeError, MAX_BYTES};
 use super::field::{Errors, FieldError};
+use super::identity::References;
 use super::{defaults, identity, validate};
 use crate::api::Pod;
 use std::fs::{File, Metadata, OpenOptions};
@@ -84,20 +85,23 @@ impl Why {
 
 /// What a look found.
 #[derive(Debug)]
-pub enum Look {
+pub enum Look<T> {
     /// Nothing new: it is as it was, or not to be read now.
     Unchanged,
     /// Nothing of this name.
     Absent,
-    /// Something that is no manifest and never was one: a directory, a link to nothing, a device. A pod that this
-    /// name stood for is gone.
+    /// Something that is no manifest and never was one: a directory, a link to nothing, a device. What this name stood
+    /// for is gone.
     NotAFile(Problem),
-    /// A file that cannot be read or is no valid pod. A pod that this file stood for keeps running: the file may be
-    /// half written or wrongly edited, and its owner has not asked for the pod to go.
+    /// A file that cannot be read or holds nothing valid. What it stood for stays: the file may be half written or
+    /// wrongly edited, and its owner has not asked for it to go.
     Bad(Vec<Problem>),
-    /// A valid static pod of this node, not yet stamped with the time, and what was read over.
-    Pod(Box<Pod>, Vec<Problem>),
+    /// What the file stands for, not yet stamped with the time, and what was read over.
+    Item(Box<T>, Vec<Problem>),
 }
+
+/// Makes something of a file's bytes; the path is the file's. The answer has what was read over.
+pub type Judge<T> = dyn Fn(&[u8], &Path) -> Result<(T, Vec<FieldError>), DecodeError> + Send + Sync;
 
 /// One thing wrong with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +134,7 @@ impl From<FieldError> for Problem {
 }
 
 /// Looks at `path`, which was `known`.
-pub fn look(path: &Path, node_name: &str, why: Why, known: Option<&Stamp>) -> (Look, Option<Stamp>) {
+pub fn look<T>(path: &Path, judge: &Judge<T>, why: Why, known: Option<&Stamp>) -> (Look<T>, Option<Stamp>) {
     let (metadata, stamp) = match examine(path) {
         Ok(Some(found)) => found,
         Ok(None) => return (Look::Absent, None),
@@ -143,7 +147,7 @@ pub fn look(path: &Path, node_name: &str, why: Why, known: Option<&Stamp>) -> (L
         return (Look::NotAFile(Problem::whole(kind(&metadata))), Some(stamp));
     }
     match read(path) {
-        Ok(bytes) => (judge(&bytes, path, node_name), Some(stamp)),
+        Ok(bytes) => (judged(judge(&bytes, path)), Some(stamp)),
         Err(e) if e.kind() == ErrorKind::NotFound => (Look::Absent, None),
         // Without a stamp, so that every later look tries again.
         Err(e) => (Look::Bad(vec![Problem::whole(format!("cannot be read: {e}"))]), None),
@@ -151,7 +155,7 @@ pub fn look(path: &Path, node_name: &str, why: Why, known: Option<&Stamp>) -> (L
 }
 
 /// What `path` leads to; `None` for nothing at all.
-fn examine(path: &Path) -> Result<Option<(Metadata, Stamp)>, Look> {
+fn examine<T>(path: &Path) -> Result<Option<(Metadata, Stamp)>, Look<T>> {
     let own = match path.symlink_metadata() {
         Ok(own) => own,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -199,10 +203,9 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decodes, adopts, defaults and validates.
-fn judge(bytes: &[u8], path: &Path, node_name: &str) -> Look {
-    match static_pod(bytes, &path.to_string_lossy(), node_name) {
-        Ok((pod, warnings)) => Look::Pod(Box::new(pod), warnings.into_iter().map(Problem::from).collect()),
+fn judged<T>(judged: Result<(T, Vec<FieldError>), DecodeError>) -> Look<T> {
+    match judged {
+        Ok((item, warnings)) => Look::Item(Box::new(item), warnings.into_iter().map(Problem::from).collect()),
         Err(e) => Look::Bad(problems(e)),
     }
 }
@@ -215,14 +218,25 @@ fn problems(e: DecodeError) -> Vec<Problem> {
     }
 }
 
-/// The static pod that the manifest `bytes` at `path` stands for on `node_name`, with the warnings of its decoding.
+/// The static pod that the manifest `bytes` at `path` stands for on `node_name`, with the warnings of its decoding; one
+/// that refers to no API objects.
 pub fn static_pod(bytes: &[u8], path: &str, node_name: &str) -> Result<(Pod, Vec<FieldError>), DecodeError> {
-    let decode::Decoded { mut pod, warnings } = decode::manifest(bytes)?;
+    judge_pod(bytes, path, node_name, References::None)
+}
+
+/// [`static_pod`], which may refer to such API objects as there are. Decodes, adopts, defaults and validates.
+pub fn judge_pod(
+    bytes: &[u8],
+    path: &str,
+    node_name: &str,
+    references: References,
+) -> Result<(Pod, Vec<FieldError>), DecodeError> {
+    let decode::Decoded { object: mut pod, warnings } = decode::manifest(bytes)?;
     let own_uid = pod.metadata.uid.as_ref().is_some_and(|uid| !uid.is_empty());
     identity::adopt(&mut pod, path, node_name);
     defaults::apply(&mut pod);
     let mut errors = Errors::default();
-    identity::unresolvable(&pod, own_uid, &mut errors);
+    identity::unresolvable(&pod, own_uid, references, &mut errors);
     errors.append(validate::pod(&pod));
     match errors.is_empty() {
         true => Ok((pod, warnings)),

@@ -1,4 +1,5 @@
-//! Where pods come from: turns a manifest directory into [`SourceEvent`]s, and nothing else.
+//! Where pods come from: turns a manifest directory into [`SourceEvent`]s, and nothing else. The room `objects` reads its
+//! own directory with the same `directory`.
 //!
 //! `world` is the only reader of the events. This room decodes, defaults and validates, and gives a static pod its
 //! identity; it never admits, starts or stops anything, and never imports `world` or `pod`. Whatever cannot become a
@@ -6,15 +7,17 @@
 
 pub mod decode;
 mod defaults;
+pub mod directory;
 pub mod field;
 pub mod file;
 mod identity;
-mod manifest;
-mod table;
-mod validate;
+pub mod manifest;
+pub mod table;
+pub mod validate;
 mod watch;
 
 pub use decode::{DecodeError, decode_pod};
+pub use identity::References;
 pub use manifest::{Problem, static_pod};
 
 use crate::api::{Origin, Pod, PodUid};

@@ -1,29 +1,33 @@
 //! Sequences of looks and what they come to.
 
+use super::super::file::event;
 use super::super::manifest::static_pod;
 use super::*;
+use crate::api::{Pod, PodRef};
+use crate::source::{SourceEvent, identity};
 use std::fmt::Write as _;
+use std::time::Instant;
 
 /// The pod of a manifest in `file` with these names, an image to tell contents apart, and maybe a UID.
-fn pod(file: &str, name: &str, image: &str, uid: Option<&str>) -> Look {
+fn pod(file: &str, name: &str, image: &str, uid: Option<&str>) -> Look<Pod> {
     let uid = uid.map(|u| format!(", uid: {u}")).unwrap_or_default();
     let text = format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}{uid}}}, \
          spec: {{containers: [{{name: c, image: {image}}}]}}}}"
     );
-    Look::Pod(Box::new(static_pod(text.as_bytes(), file, "n").unwrap().0), Vec::new())
+    Look::Item(Box::new(static_pod(text.as_bytes(), file, "n").unwrap().0), Vec::new())
 }
 
-fn bad() -> Look {
+fn bad() -> Look<Pod> {
     Look::Bad(vec![Problem { field: None, message: "bad".to_owned() }])
 }
 
-fn not_a_file() -> Look {
+fn not_a_file() -> Look<Pod> {
     Look::NotAFile(Problem { field: None, message: "a directory".to_owned() })
 }
 
 struct Told {
-    table: Table,
+    table: Table<Pod>,
     /// What `world` believes: UID to name and image.
     running: BTreeMap<String, String>,
 }
@@ -34,13 +38,13 @@ impl Told {
     }
 
     /// Feeds a batch; gives the events as text, checked against what was told before.
-    fn batch(&mut self, looks: Vec<(&str, Look)>) -> (String, Vec<Report>) {
+    fn batch(&mut self, looks: Vec<(&str, Look<Pod>)>) -> (String, Vec<Report<PodRef>>) {
         let looks = looks.into_iter().map(|(f, l)| (OsString::from(f), l, None)).collect();
-        let when = When { seen: jiff::Timestamp::now(), arrived: Instant::now() };
-        let out = self.table.update(looks, when);
+        let arrived = Instant::now();
+        let out = self.table.update(looks, jiff::Timestamp::now());
         let mut text = String::new();
-        for event in out.events {
-            match event {
+        for change in out.changes {
+            match event(change, arrived) {
                 SourceEvent::Put(p) => {
                     let m = &p.pod.metadata;
                     let image = p.pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap();
@@ -48,7 +52,7 @@ impl Told {
                     let old = self.running.insert(m.uid.clone().unwrap(), format!("{name}={image}"));
                     let _ = write!(text, "{}{name}={image} ", if old.is_some() { "~" } else { "+" });
                     assert_eq!(m.annotations.as_ref().unwrap()[identity::SEEN], p.seen.to_string());
-                    assert_eq!(p.arrived, when.arrived);
+                    assert_eq!(p.arrived, arrived);
                 }
                 SourceEvent::Gone { uid, .. } => {
                     let was = self.running.remove(uid.as_str()).expect("only what runs can go");
@@ -65,7 +69,7 @@ impl Told {
     }
 
     #[track_caller]
-    fn expect(&mut self, looks: Vec<(&str, Look)>, events: &str) -> Vec<Report> {
+    fn expect(&mut self, looks: Vec<(&str, Look<Pod>)>, events: &str) -> Vec<Report<PodRef>> {
         let (got, reports) = self.batch(looks);
         assert_eq!(got, events);
         reports

@@ -3,8 +3,9 @@
 //! ```text
 //!  <root>/pods/<uid>/                                   0750
 //!    containers/<container>/<8 hex>                     0750, termination log 0666
-//!    plugins/kubernetes.io~empty-dir/<volume>/ready     0750, file 0644: the volume's set-up is complete
-//!    volumes/kubernetes.io~empty-dir/<volume>           0755 above, the volume 0777
+//!    plugins/kubernetes.io~empty-dir/<volume>/ready     0750, file 0644: the volume's set-up is complete; `wrapped_<volume>`
+//!                                                       for the plugins that fill an empty volume
+//!    volumes/<plugin>/<volume>                          0755 above, the volume 0777, 1777 in memory
 //!    volume-subpaths/<volume>/<container>/<n>           0750, bind mounts
 //!    etc-hosts                                          written by the pod's actor
 //! ```
@@ -18,9 +19,9 @@ use std::path::{Path, PathBuf};
 /// The escaped name of the plugin `kubernetes.io/empty-dir`.
 pub const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
-/// `<pod>/volumes/kubernetes.io~empty-dir/<volume>`
-pub fn empty_dir(pod_dir: &Path, volume: &str) -> PathBuf {
-    pod_dir.join("volumes").join(EMPTY_DIR).join(volume)
+/// `<pod>/volumes/<plugin>/<volume>`
+pub fn volume(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
+    pod_dir.join("volumes").join(plugin).join(volume)
 }
 
 /// `<pod>/plugins/kubernetes.io~empty-dir/<volume>`

@@ -12,21 +12,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Any user of the pod may write.
 const MODE: u32 = 0o777;
 
+/// Which volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The escaped name of its plugin.
+    pub plugin: &'a str,
+    /// Its name.
+    pub volume: &'a str,
+    /// Under which name it is noted down that the volume is complete: its own, or that of an empty volume which another
+    /// plugin fills.
+    pub ready: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// An `emptyDir`.
+    pub fn of(volume: &'a str) -> Self {
+        Self { plugin: dirs::EMPTY_DIR, volume, ready: volume }
+    }
+
+    /// Where it is, if it is complete: after a reboot the mount of a volume in memory is gone.
+    pub fn complete(&self, pod_dir: &Path, in_memory: bool) -> Result<Option<PathBuf>, IoError> {
+        let dir = dirs::volume(pod_dir, self.plugin, self.volume);
+        let ready = dirs::plugin_dir(pod_dir, self.ready).join("ready");
+        let complete = ready.exists() && dir.is_dir() && (!in_memory || dirs::is_mount_point(&dir)?);
+        Ok(complete.then_some(dir))
+    }
+}
+
 /// Makes the volume if it is not there and complete. Idempotent: what a complete one holds, and its mode and owner,
 /// are not touched. After a reboot a memory volume's mount is gone; it is made anew.
 pub fn setup(
     pod_dir: &Path,
-    volume: &str,
+    place: &Place<'_>,
     memory: Option<Option<i64>>,
     fs_group: Option<i64>,
 ) -> Result<PathBuf, IoError> {
-    let dir = dirs::empty_dir(pod_dir, volume);
-    let ready = dirs::plugin_dir(pod_dir, volume).join("ready");
-    if ready.exists() && dir.is_dir() && (memory.is_none() || dirs::is_mount_point(&dir)?) {
+    if let Some(dir) = place.complete(pod_dir, memory.is_some())? {
         return Ok(dir);
     }
+    let dir = dirs::volume(pod_dir, place.plugin, place.volume);
+    let ready = dirs::plugin_dir(pod_dir, place.ready).join("ready");
     let volumes = pod_dir.join("volumes");
-    dirs::make_below(&volumes, &[dirs::EMPTY_DIR], 0o755)?;
+    dirs::make_below(&volumes, &[place.plugin], 0o755)?;
     dirs::make(&dir, MODE)?;
     if let Some(size) = memory
         && !dirs::is_mount_point(&dir)?
@@ -36,7 +63,7 @@ pub fn setup(
     if let Some(gid) = fs_group {
         own_by_group(&dir, gid)?;
     }
-    dirs::make_below(&pod_dir.join("plugins"), &[dirs::EMPTY_DIR, volume], 0o750)?;
+    dirs::make_below(&pod_dir.join("plugins"), &[dirs::EMPTY_DIR, place.ready], 0o750)?;
     std::fs::File::create(&ready).map_err(IoError::at("create", &ready))?;
     Ok(dir)
 }

@@ -1,5 +1,6 @@
 //! Errors of the `volume` room: what an event or a waiting container will say, and what blocks a teardown.
 
+use crate::objects::Known;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,9 @@ pub struct VolumeError {
     pub message: String,
     /// The pod's other volumes that failed in the same pass; each is an event of its own.
     pub others: Vec<VolumeError>,
+    /// What was found of the objects it is made from, where they are what is wrong: once one of them changes it is worth
+    /// another try.
+    pub waits_for: Vec<Known>,
 }
 
 impl VolumeError {
@@ -48,6 +52,7 @@ impl VolumeError {
             reason: Self::FAILED_MOUNT,
             message: format!("MountVolume.SetUp failed for volume {volume:?} : {why}"),
             others: Vec::new(),
+            waits_for: Vec::new(),
         }
     }
 

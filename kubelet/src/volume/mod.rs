@@ -1,8 +1,9 @@
-//! Volumes: the pod's directories on the node, `emptyDir`, `hostPath`, `image`, and what of them a container sees.
+//! Volumes: the pod's directories on the node, `emptyDir`, `hostPath`, `image`, the files of `configMap`, `secret`,
+//! `downwardAPI` and `projected`, and what of them a container sees.
 //!
-//! Pod actors call [`Volumes::prepare_pod_dirs`] and [`Volumes::setup`] before the sandbox, [`Volumes::mounts`] and
-//! [`Volumes::termination_log`] before each container, [`Volumes::teardown`] once no container is left; the clean-up
-//! after a restart calls [`Volumes::pods_on_disk`]. All of it is idempotent and remembers nothing: what is on disk and
+//! Pod actors call [`Volumes::prepare_pod_dirs`] and [`Volumes::setup`] before the sandbox, [`Volumes::keep`] from then
+//! on, [`Volumes::mounts`] and [`Volumes::termination_log`] before each container, [`Volumes::teardown`] once no container
+//! is left; the clean-up after a restart calls [`Volumes::pods_on_disk`]. All of it is idempotent and remembers nothing: what is on disk and
 //! mounted is looked at afresh. Volumes of other kinds are refused by plugin name.
 //!
 //! The room never trusts a path inside a volume (`subpath`, `teardown`), never removes through a mount, never touches
@@ -11,20 +12,29 @@
 mod dirs;
 mod empty_dir;
 mod error;
+mod files;
 mod host_path;
+mod keeper;
+mod payload;
 pub mod policy;
 mod subpath;
 mod teardown;
+mod writer;
 
 pub use error::{IoError, MountError, TeardownError, VolumeError};
+pub use keeper::Keeper;
+pub use payload::Values;
 
-use crate::api::{Container, Pod, PodRef, PodUid, spec};
+use crate::api::{Container, Pod, PodRef, PodUid, Volume, spec};
+use crate::event::Recorder;
+use crate::objects::{Found, Key, Objects};
 use cri::v1::{ImageSpec, Mount};
+use payload::{Inputs, Payload};
 use policy::{Kind, MemoryBounds, Place, Planned};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What the room must be told.
 #[derive(Clone, Debug)]
@@ -35,6 +45,10 @@ pub struct VolumeConfig {
     pub mount_table: PathBuf,
     /// The node's allocatable memory in bytes: the size of memory volumes nothing else bounds.
     pub allocatable_memory: Option<i64>,
+    /// ConfigMaps and Secrets.
+    pub objects: Objects,
+    /// Fields of pods.
+    pub values: Arc<dyn Values>,
 }
 
 /// The room's handle. Cloning is cheap.
@@ -49,12 +63,31 @@ struct Inner {
     pods: PathBuf,
     mount_table: PathBuf,
     allocatable_memory: Option<i64>,
+    objects: Objects,
+    values: Arc<dyn Values>,
+    /// One at a time changes a pod's volumes, also when the one before was given up half-way.
+    locks: Mutex<HashMap<PodUid, Weak<Mutex<()>>>>,
+}
+
+impl Inner {
+    fn lock_of(&self, uid: &PodUid) -> Arc<Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(uid).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(Mutex::new(()));
+        locks.insert(uid.clone(), Arc::downgrade(&lock));
+        lock
+    }
 }
 
 /// Where a pod's volumes are on the node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mounted {
     by_name: BTreeMap<String, PathBuf>,
+    /// Those that containers may only read.
+    read_only: BTreeSet<String>,
     images: BTreeMap<String, ImageSpec>,
 }
 
@@ -92,6 +125,9 @@ impl Volumes {
                 pods,
                 mount_table: config.mount_table,
                 allocatable_memory: config.allocatable_memory,
+                objects: config.objects,
+                values: config.values,
+                locks: Mutex::default(),
             }),
         })
     }
@@ -109,6 +145,7 @@ impl Volumes {
             reason: "FailedToMakePodDataDirectories",
             message: format!("error making pod data directories: {why}"),
             others: Vec::new(),
+            waits_for: Vec::new(),
         };
         if !policy::is_file_name(uid.as_str()) {
             return Err(failed(format!("pod uid {uid:?} cannot name a directory")));
@@ -134,34 +171,77 @@ impl Volumes {
     /// Sets up every volume of the pod. Idempotent; goes on past a volume that fails, so that the error names them
     /// all. `memory_limit` is the one of the pod's cgroup in bytes, which bounds memory volumes.
     ///
-    /// The pod's directories must be there. Directories are made on the spot; checks of host paths and mounts go to a
-    /// blocking thread. Cancelling it leaves volumes that the next call, or the teardown, finds.
+    /// The pod's directories must be there. It waits until it is known what objects there are. Directories are made on
+    /// the spot; checks of host paths, files and mounts go to a blocking thread. Cancelling it leaves volumes that the next
+    /// call, or the teardown, finds.
     pub async fn setup(&self, pod: &Pod, memory_limit: Option<i64>) -> Result<Mounted, VolumeError> {
         let who = PodRef::of(pod);
         let bounds = MemoryBounds { pod: memory_limit, node: self.inner.allocatable_memory };
         let mut failures = Vec::new();
         let mut wanted = Vec::new();
         for volume in spec(pod).volumes.iter().flatten() {
-            match policy::kind(&who, volume, bounds) {
-                Ok(kind) => wanted.push((volume.name.clone(), kind)),
+            let job = match policy::kind(&who, volume, bounds) {
+                Ok(kind @ Kind::Files { .. }) => self.files_of(pod, volume).await.map(|files| (kind, files)),
+                other => other.map(|kind| (kind, Payload::new())),
+            };
+            match job {
+                Ok((kind, files)) => wanted.push(Job { name: volume.name.clone(), kind, files }),
                 Err(e) => failures.push(e),
             }
         }
         let fs_group = spec(pod).security_context.as_ref().and_then(|s| s.fs_group);
-        let pod_dir = self.pod_dir(&who.uid);
-        let quick = wanted.iter().all(|(_, kind)| match kind {
+        let quick = wanted.iter().all(|job| match &job.kind {
             Kind::EmptyDir | Kind::Image => true,
             Kind::HostPath { type_, .. } => type_.is_empty(),
-            Kind::Memory { .. } => false,
+            Kind::Memory { .. } | Kind::Files { .. } => false,
         });
         let (mounted, mut more) = if quick {
-            set_up_all(&pod_dir, wanted, fs_group)
+            set_up_all(&self.pod_dir(&who.uid), wanted, fs_group)
         } else {
-            let work = tokio::task::spawn_blocking(move || set_up_all(&pod_dir, wanted, fs_group));
+            let work = self.blocking(&who.uid, move |pod_dir| set_up_all(pod_dir, wanted, fs_group));
             work.await.map_err(|e| VolumeError::setup("", e))?
         };
         failures.append(&mut more);
         VolumeError::of(failures).map_or(Ok(mounted), Err)
+    }
+
+    /// What is to be in a volume of files.
+    async fn files_of(&self, pod: &Pod, volume: &Volume) -> Result<Payload, VolumeError> {
+        let found = self.find(pod, volume).await;
+        let inputs = Inputs { pod, found: &found, values: &*self.inner.values };
+        payload::collect(volume, &inputs).map_err(|why| VolumeError {
+            waits_for: found.iter().map(|(key, f)| (key.clone(), f.version)).collect(),
+            ..VolumeError::setup(&volume.name, why)
+        })
+    }
+
+    /// The objects `volume` is made from, once it is known which there are.
+    async fn find(&self, pod: &Pod, volume: &Volume) -> BTreeMap<Key, Found> {
+        let mut found = BTreeMap::new();
+        for key in payload::keys(pod.metadata.namespace.as_deref().unwrap_or_default(), volume) {
+            let object = self.inner.objects.get(&key).await;
+            found.insert(key, object);
+        }
+        found
+    }
+
+    /// From now on the pod's files follow the objects they show, and the pod itself, until the answer is dropped; `None`
+    /// when it has no such volumes. What cannot be shown is told to `recorder`.
+    pub fn keep(&self, pod: Arc<Pod>, recorder: Recorder) -> Option<Keeper> {
+        Keeper::start(self.clone(), pod, recorder)
+    }
+
+    /// Runs `f` on a blocking thread with the pod's directory to itself.
+    fn blocking<T: Send + 'static>(
+        &self,
+        uid: &PodUid,
+        f: impl FnOnce(&Path) -> T + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        let (lock, pod_dir) = (self.inner.lock_of(uid), self.pod_dir(uid));
+        tokio::task::spawn_blocking(move || {
+            let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            f(&pod_dir)
+        })
     }
 
     /// The `volumeMounts` of `container` as CRI mounts, in order; `/etc/hosts` and the termination log are the
@@ -178,7 +258,10 @@ impl Volumes {
     ) -> Result<Vec<Mount>, MountError> {
         let place = |volume: &str| match mounted.images.get(volume) {
             Some(image) => Some(Place::Image(image.clone())),
-            None => mounted.path(volume).map(|path| Place::Path(path.to_owned())),
+            None => mounted.path(volume).map(|path| Place::Path {
+                path: path.to_owned(),
+                read_only: mounted.read_only.contains(volume),
+            }),
         };
         let planned = policy::plan(pod, container, &place, rro, expand)?;
         if planned.iter().all(|p| p.sub_path.is_none()) {
@@ -198,7 +281,7 @@ impl Volumes {
             return Ok(());
         }
         let (inner, name) = (self.inner.clone(), uid.to_string());
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.blocking(uid, move |_| {
             // Without links, as the mount table spells it.
             let pods = inner.pods.canonicalize().map_err(IoError::at("resolve", &inner.pods))?;
             teardown::teardown(&pods.join(name), &inner.mount_table)
@@ -221,19 +304,28 @@ impl Volumes {
     }
 }
 
+/// A volume to set up.
+struct Job {
+    name: String,
+    kind: Kind,
+    /// Of [`Kind::Files`].
+    files: Payload,
+}
+
 /// Blocks. The volumes that could be set up, and the failures.
-fn set_up_all(
-    pod_dir: &Path,
-    wanted: Vec<(String, Kind)>,
-    fs_group: Option<i64>,
-) -> (Mounted, Vec<VolumeError>) {
+fn set_up_all(pod_dir: &Path, wanted: Vec<Job>, fs_group: Option<i64>) -> (Mounted, Vec<VolumeError>) {
     let mut mounted = Mounted::default();
     let mut failures = Vec::new();
-    for (name, kind) in wanted {
+    for Job { name, kind, files } in wanted {
+        let place = empty_dir::Place::of(&name);
         let done = match kind {
-            Kind::EmptyDir => empty_dir::setup(pod_dir, &name, None, fs_group).map_err(|e| e.to_string()),
+            Kind::EmptyDir => empty_dir::setup(pod_dir, &place, None, fs_group).map_err(|e| e.to_string()),
             Kind::Memory { size } => {
-                empty_dir::setup(pod_dir, &name, Some(size), fs_group).map_err(|e| e.to_string())
+                empty_dir::setup(pod_dir, &place, Some(size), fs_group).map_err(|e| e.to_string())
+            }
+            Kind::Files { plugin, size } => {
+                mounted.read_only.insert(name.clone());
+                files::setup(pod_dir, &name, plugin, size, &files, fs_group).map_err(|e| e.to_string())
             }
             Kind::HostPath { path, type_ } => host_path::check(&path, &type_).map(|()| path),
             Kind::Image => continue,

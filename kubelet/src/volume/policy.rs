@@ -1,6 +1,7 @@
 //! Decisions without I/O: which plugin serves a volume, how large a memory volume is, what a `volumeMount` becomes.
 
 use super::error::{MountError, VolumeError};
+use super::payload::{self, Plugin};
 use crate::api::{Container, Pod, PodRef, Volume, spec};
 use crate::quantity;
 use cri::v1::{ImageSpec, Mount, MountPropagation};
@@ -23,6 +24,13 @@ pub enum Kind {
         /// `type`, empty for no check.
         type_: String,
     },
+    /// `configMap`, `secret`, `downwardAPI`, `projected`: files made of objects and of the pod's own fields.
+    Files {
+        /// The plugin.
+        plugin: Plugin,
+        /// How large it may be where it is in memory, bytes.
+        size: Option<i64>,
+    },
     /// `image`: nothing on the node; the runtime mounts it into each container.
     Image,
 }
@@ -31,7 +39,12 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
     /// A path on the node.
-    Path(PathBuf),
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// The volume is nobody's to write to.
+        read_only: bool,
+    },
     /// An image that is here.
     Image(ImageSpec),
 }
@@ -85,6 +98,12 @@ pub fn kind(pod: &PodRef, volume: &Volume, bounds: MemoryBounds) -> Result<Kind,
     if volume.image.is_some() {
         return Ok(Kind::Image);
     }
+    if let Some(field) = payload::unsupported(volume) {
+        return refuse(&field);
+    }
+    if let Some(plugin) = Plugin::of(volume) {
+        return Ok(Kind::Files { plugin, size: tmpfs_size(None, bounds) });
+    }
     refuse(&format!("volume plugin {}", plugin_name(volume)))
 }
 
@@ -96,10 +115,6 @@ fn tmpfs_size(limit: Option<i64>, bounds: MemoryBounds) -> Option<i64> {
 /// Upstream's plugin names, for errors.
 fn plugin_name(v: &Volume) -> &'static str {
     let known = [
-        (v.config_map.is_some(), "kubernetes.io/configmap"),
-        (v.secret.is_some(), "kubernetes.io/secret"),
-        (v.projected.is_some(), "kubernetes.io/projected"),
-        (v.downward_api.is_some(), "kubernetes.io/downward-api"),
         (v.persistent_volume_claim.is_some(), "kubernetes.io/persistent-volume-claim"),
         (v.ephemeral.is_some(), "kubernetes.io/ephemeral"),
         (v.csi.is_some(), "kubernetes.io/csi"),
@@ -185,13 +200,13 @@ pub fn plan(
                 };
                 (of_image, None)
             }
-            Place::Path(host) => {
-                let host_path = host.to_string_lossy().into_owned();
+            Place::Path { path, read_only } => {
+                let host_path = path.to_string_lossy().into_owned();
                 let propagation = propagation.into();
                 let of_host = Mount {
                     container_path,
                     host_path,
-                    readonly,
+                    readonly: readonly || read_only,
                     selinux_relabel: !is_host_path(pod, &m.name),
                     propagation,
                     recursive_read_only,

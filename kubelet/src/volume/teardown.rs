@@ -5,6 +5,7 @@
 
 use super::dirs;
 use super::error::{IoError, TeardownError};
+use super::payload::Plugin;
 use crate::mountinfo::{self, Mount};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -46,7 +47,10 @@ fn is_ours(pod_dir: &Path, point: &Path) -> bool {
     let Ok(inside) = point.strip_prefix(pod_dir) else { return false };
     let parts: Vec<&OsStr> = inside.components().map(Component::as_os_str).collect();
     match parts.as_slice() {
-        [volumes, plugin, _volume] => *volumes == "volumes" && *plugin == dirs::EMPTY_DIR,
+        [volumes, plugin, _volume] => {
+            let in_memory = Plugin::ALL.into_iter().filter(|p| p.in_memory()).map(Plugin::dir);
+            *volumes == "volumes" && in_memory.chain([dirs::EMPTY_DIR]).any(|known| *plugin == known)
+        }
         [subpaths, _volume, _container, n] => {
             *subpaths == "volume-subpaths" && n.as_bytes().iter().all(u8::is_ascii_digit)
         }

@@ -1,6 +1,7 @@
 //! The handle on tempdirs, with real mounts where the test may mount.
 
 use super::*;
+use crate::objects::shelf::Shelf;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,18 +11,41 @@ use std::time::{Duration, Instant};
 struct Root {
     volumes: Volumes,
     dir: tempfile::TempDir,
+    /// Its objects; nothing is known of any before a test says so.
+    shelf: Arc<Shelf>,
+}
+
+/// Shows labels, and itself for the rest.
+#[derive(Debug)]
+struct Shown;
+
+impl Values for Shown {
+    fn field(&self, pod: &Pod, path: &str) -> Result<String, String> {
+        let label = |key: &str| pod.metadata.labels.as_ref()?.get(key).cloned();
+        Ok(label(path).unwrap_or_else(|| path.to_owned()))
+    }
+    fn resource(
+        &self,
+        _: &Pod,
+        selector: &k8s_openapi::api::core::v1::ResourceFieldSelector,
+    ) -> Result<String, String> {
+        Ok(selector.resource.clone())
+    }
 }
 
 impl Root {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let shelf = Arc::new(Shelf::default());
         let volumes = Volumes::new(VolumeConfig {
             root_dir: dir.path().join("kubelet"),
             mount_table: crate::mountinfo::SELF.into(),
             allocatable_memory: Some(1 << 30),
+            objects: Objects::new(shelf.clone()),
+            values: Arc::new(Shown),
         })
         .unwrap();
-        Self { volumes, dir }
+        Self { volumes, dir, shelf }
     }
     fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
@@ -231,7 +255,7 @@ async fn a_teardown_follows_no_link_and_survives_any_depth() {
 async fn volumes_that_are_not_supported_are_refused_by_pod_volume_and_plugin_all_in_one_pass() {
     let root = Root::new();
     let p = pod(r#"{"containers":[],"volumes":[
-        {"name":"cm","configMap":{"name":"x"}},
+        {"name":"n","nfs":{"server":"x","path":"/"}},
         {"name":"d","emptyDir":{}},
         {"name":"h","emptyDir":{"medium":"HugePages-2Mi"}},
         {"name":"up","hostPath":{"path":"/a/../b"}},
@@ -243,7 +267,7 @@ async fn volumes_that_are_not_supported_are_refused_by_pod_volume_and_plugin_all
     assert_eq!(
         texts,
         [
-            r#"MountVolume.SetUp failed for volume "cm" : pod demo/p: volume plugin kubernetes.io/configmap is not supported yet"#,
+            r#"MountVolume.SetUp failed for volume "n" : pod demo/p: volume plugin kubernetes.io/nfs is not supported yet"#,
             r#"MountVolume.SetUp failed for volume "h" : pod demo/p: volume plugin kubernetes.io/empty-dir with medium "HugePages-2Mi" is not supported yet"#,
             r#"MountVolume.SetUp failed for volume "up" : hostPath.path "/a/../b" must not contain '..'"#,
             r#"MountVolume.SetUp failed for volume "s" : hostPath type check failed: /proc/self/absent is not a socket file"#,
@@ -548,3 +572,5 @@ fn a_volumes_file_is_read_only_where_it_is_a_file_inside_and_small() {
         assert!(read(path, 9).is_err(), "{path}");
     }
 }
+
+mod objects;

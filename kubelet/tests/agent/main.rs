@@ -7,6 +7,7 @@
 //! | `faults` | a runtime that fails, hangs, forgets or restarts |
 //! | `images` | pulls and credentials |
 //! | `lifecycle` | sidecars, ephemeral containers, restart rules |
+//! | `objects` | ConfigMaps and Secrets |
 //! | `logs` | rotation, and logs that go with their containers |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
@@ -35,6 +36,7 @@ mod lifecycle;
 mod logs;
 mod manifests;
 mod metrics;
+mod objects;
 mod probes;
 mod restarts;
 mod scale;

@@ -228,6 +228,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },
         prober: None,
         manifests: None,
+        objects: None,
         other_sources: HashSet::from([Origin::Api]),
     }
 }

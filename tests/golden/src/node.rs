@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 const RESOLV_CONF: &str = "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch corp.example.test lab.example.test\n\
                            options ndots:1 timeout:2\n";
@@ -52,6 +53,7 @@ impl Node {
         std::fs::write(node.path("resolv.conf"), RESOLV_CONF)?;
         std::fs::write(node.path("hosts"), format!("127.0.0.1 localhost\n192.0.2.10 {NODE}\n"))?;
         node.make_host_paths()?;
+        std::fs::create_dir(node.path("objects"))?;
         if node.cgroups.is_err() {
             node.make_cgroup_tree()?;
         }
@@ -137,6 +139,7 @@ impl Node {
             log_rotation: RotationConfig { max_size: None, ..RotationConfig::default() },
             pleg: pleg::Config::default(),
             manifests: None,
+            objects: Some((self.path("objects"), Duration::ZERO)),
             other_sources: HashSet::from([Origin::Api]),
         })
     }
@@ -160,6 +163,11 @@ impl Node {
             swap_accounting: true,
             ..NodeFacts::default()
         })
+    }
+
+    /// Gives the node an object to begin with.
+    pub fn put_object(&self, name: &str, object: &serde_json::Value) -> Result<()> {
+        Ok(std::fs::write(self.path("objects").join(name), object.to_string())?)
     }
 
     /// Texts of this node and what the recordings have in their place.

@@ -71,6 +71,7 @@ pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
     let since_1970 = Duration::from_secs(EPOCH.unsigned_abs());
     let fake = FakeRuntime::builder().epoch(since_1970).write_logs().build();
     prepare(&fake, &script, &case.name);
+    put_objects(case, node)?;
     let client = fake.client();
     let capabilities = client.connected().await;
     let mut settings = node.settings(Clock::steady(epoch))?;
@@ -134,6 +135,19 @@ fn prepare(fake: &FakeRuntime, script: &Script, case: &str) {
         let scripts = instances.into_iter().map(fake_script);
         fake.scripts(name, scripts.map(|s| printed.iter().fold(s, |s, line| s.prints(line))));
     }
+}
+
+/// The ConfigMaps and Secrets of the case, in the namespace of its pods, as the API server would hold them.
+fn put_objects(case: &Case, node: &Node) -> Result<()> {
+    let namespace = case.pods.first().map_or("demo", |p| p.namespace.as_str());
+    let kinds = ["ConfigMap", "Secret"];
+    let objects = case.documents.iter().filter(|d| kinds.iter().any(|k| d["kind"] == *k));
+    for (i, document) in objects.enumerate() {
+        let mut object = document.clone();
+        object["metadata"]["namespace"] = namespace.into();
+        node.put_object(&i.to_string(), &object)?;
+    }
+    Ok(())
 }
 
 fn exec_answer(recorded: Option<&Exec>) -> cri::fake::ExecAnswer {

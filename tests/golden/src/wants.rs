@@ -29,7 +29,8 @@ pub fn before(case: &Case) -> Option<String> {
     if case.name.starts_with("resize-") {
         return Some("in-place resize".to_owned());
     }
-    let object = case.documents.iter().filter_map(|d| d["kind"].as_str()).find(|k| *k != "Pod");
+    let here = ["Pod", "ConfigMap", "Secret"];
+    let object = case.documents.iter().filter_map(|d| d["kind"].as_str()).find(|k| !here.contains(k));
     if let Some(kind) = object {
         return Some(format!("an API server that has the {kind}"));
     }
@@ -40,8 +41,15 @@ pub fn before(case: &Case) -> Option<String> {
 fn volumes(spec: &Value) -> Option<String> {
     let kinds =
         spec["volumes"].as_array()?.iter().filter_map(|v| v.as_object()?.keys().find(|k| *k != "name"));
-    let foreign = kinds.into_iter().find(|k| !matches!(k.as_str(), "emptyDir" | "hostPath" | "image"))?;
-    Some(format!("volumes of kind {foreign}"))
+    let here = ["emptyDir", "hostPath", "image", "configMap", "secret", "downwardAPI", "projected"];
+    let mut foreign = kinds.into_iter().filter(|k| !here.contains(&k.as_str()));
+    if let Some(kind) = foreign.next() {
+        return Some(format!("volumes of kind {kind}"));
+    }
+    let sources = spec["volumes"].as_array()?.iter().filter_map(|v| v["projected"]["sources"].as_array());
+    let mut fields = sources.flatten().filter_map(|s| s.as_object()).flat_map(|s| s.keys());
+    let needs = ["serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+    fields.find(|f| needs.contains(&f.as_str())).map(|f| format!("an API server that gives a {f}"))
 }
 
 /// What the agent said it does not support yet.

@@ -64,7 +64,7 @@ async fn what_is_no_manifest_is_reported_with_file_and_field_and_the_rest_runs_o
 
     reported(&node, "empty", &["empty"]).await;
     reported(&node, "truncated.json", &["ERROR"]).await;
-    reported(&node, "prose.yaml", &["ERROR", "expected a Pod"]).await;
+    reported(&node, "prose.yaml", &["ERROR", "expected a mapping"]).await;
     reported(&node, "broken.yaml", &["ERROR", "not YAML"]).await;
     reported(&node, "kind.yaml", &["ERROR", "kind", "Deployment"]).await;
     reported(&node, "two.yaml", &["ERROR", "2 documents"]).await;

@@ -1,7 +1,8 @@
-//! The root directory full, read-only, or holding rubbish.
+//! The root directory full, read-only, or holding rubbish; volumes that show objects.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use k8s_openapi::api::core::v1::Pod;
 use nix::mount::{MsFlags, mount};
 use node_e2e::manifest::{FOREVER, pod, sh};
 use node_e2e::node::tail;
@@ -170,5 +171,162 @@ async fn rubbish_in_the_state_directories_costs_no_pod() {
             path.with_file_name(path.file_name().unwrap().to_str().unwrap().replace(".201", ".200")),
         );
     }
+    node.finish().await;
+}
+
+/// A directory of objects and an agent that is told of it.
+async fn node_with_objects() -> Option<(Node, tempfile::TempDir)> {
+    let dir = tempfile::Builder::new().prefix("stevedore-objects").tempdir().unwrap();
+    fs::create_dir(dir.path().join("o")).unwrap();
+    let args = vec!["--standalone-objects".to_owned(), dir.path().join("o").to_str().unwrap().to_owned()];
+    let node = Node::start_with(Options { args, ..Options::default() }).await?;
+    Some((node, dir))
+}
+
+/// Writes the object by a rename.
+fn put_object(dir: &tempfile::TempDir, kind: &str, name: &str, data: &Value) {
+    let key = if kind == "Secret" { "stringData" } else { "data" };
+    let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, key: data});
+    let new = dir.path().join("new");
+    fs::write(&new, object.to_string()).unwrap();
+    fs::rename(new, dir.path().join("o").join(format!("{kind}-{name}.json"))).unwrap();
+}
+
+/// A pod with a UID of its own, all four kinds of volumes that show objects, and variables.
+fn with_objects(app: &str) -> Value {
+    let mut p = pod("shows", [sh("c", FOREVER)]);
+    p["metadata"]["uid"] = "5b1f7a52-0000-4000-8000-000000000005".into();
+    p["metadata"]["labels"] = json!({ "app": app });
+    p["spec"]["securityContext"] = json!({ "fsGroup": 2000 });
+    let label = json!({"path": "labels", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels"}});
+    p["spec"]["volumes"] = json!([
+        {"name": "cm", "configMap": {"name": "m"}},
+        {"name": "sec", "secret": {"secretName": "s", "defaultMode": 0o400}},
+        {"name": "down", "downwardAPI": {"items": [label,
+            {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}]}},
+        {"name": "proj", "projected": {"sources": [
+            {"configMap": {"name": "m", "items": [{"key": "a", "path": "cm/a"}]}},
+            {"secret": {"name": "s", "items": [{"key": "k", "path": "k", "mode": 0o440}]}},
+            {"downwardAPI": {"items": [label]}}]}},
+    ]);
+    let c = &mut p["spec"]["containers"][0];
+    c["resources"] = json!({"limits": {"cpu": "250m"}});
+    c["env"] = json!([{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]);
+    c["envFrom"] = json!([{"prefix": "P_", "configMapRef": {"name": "m"}}]);
+    let mounts = ["cm", "sec", "down", "proj"].map(|v| json!({"name": v, "mountPath": format!("/{v}")}));
+    c["volumeMounts"] = json!(mounts);
+    p
+}
+
+/// Waits until the command prints so in the container.
+async fn until_shown(node: &Node, pod: &Pod, script: &str, want: &str) {
+    eventually(&format!("{script} shows {want:?}"), async || {
+        let got = node.exec(pod, "c", script).await;
+        if got.trim_end() == want { Ok(()) } else { Err(got) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pod_shows_its_objects_follows_them_and_kills_of_the_agent_disturb_neither() {
+    let Some((mut node, objects)) = node_with_objects().await else { return };
+    put_object(&objects, "ConfigMap", "m", &json!({"a": "1", "b": "1"}));
+    put_object(&objects, "Secret", "s", &json!({"k": "vk"}));
+    node.put("shows", with_objects("one"));
+    let before = node.wait_ready("shows").await;
+    let all =
+        "cat /cm/a /sec/k /down/cpu /proj/cm/a /proj/k /down/labels /proj/labels; echo; echo $K $P_a $P_b";
+    let want = "1vk2501vkapp=\"one\"app=\"one\"\nvk 1 1";
+    assert_eq!(node.exec(&before, "c", all).await.trim_end(), want);
+    let stat = node.exec(&before, "c", "stat -L -c '%a %g' /sec/k /proj/k /cm/a /sec").await;
+    assert_eq!(stat, "440 2000\n440 2000\n644 2000\n3777 2000\n");
+    let written = node
+        .exec(&before, "c", "for v in cm sec down proj; do echo x 2>/dev/null >/$v/x || echo $v; done")
+        .await;
+    assert_eq!(written, "cm\nsec\ndown\nproj\n", "containers only read");
+    let kinds =
+        node.exec(&before, "c", "grep -E ' /(sec|down|proj) ' /proc/mounts | cut -d' ' -f3 | sort -u").await;
+    assert_eq!(kinds, "tmpfs\n", "nothing of a secret is on a disk");
+
+    // The objects change, and the pod's own fields.
+    put_object(&objects, "ConfigMap", "m", &json!({"a": "2", "c": "2"}));
+    put_object(&objects, "Secret", "s", &json!({"k": "vk2"}));
+    node.put("shows", with_objects("two"));
+    until_shown(&node, &before, "cat /cm/a /proj/cm/a /cm/c; test -e /cm/b || echo -n gone", "222gone").await;
+    until_shown(&node, &before, "cat /sec/k /proj/k", "vk2vk2").await;
+    until_shown(&node, &before, "cat /down/labels /proj/labels", "app=\"two\"app=\"two\"").await;
+
+    // Killed in the midst of changes, the agent that follows shows the last of them.
+    let mut last = 0;
+    for round in 0..6 {
+        for _ in 0..=round * 3 {
+            last += 1;
+            put_object(&objects, "ConfigMap", "m", &json!({"a": last.to_string()}));
+            tokio::task::yield_now().await;
+        }
+        node.kill9();
+        last += 1;
+        put_object(&objects, "ConfigMap", "m", &json!({"a": last.to_string()}));
+        node.launch().await;
+        until_shown(&node, &before, "cat /cm/a /proj/cm/a", &format!("{last}{last}")).await;
+    }
+    node.wait_healthy().await;
+    let after = node.wait_ready("shows").await;
+    assert_eq!(status::container(&before, "c"), status::container(&after, "c"), "the container was touched");
+    // Nothing is left of the writes that were cut off.
+    let volumes = node.root_dir().join("pods").join(status::uid(&after)).join("volumes");
+    for (plugin, volume, links) in
+        [("configmap", "cm", vec!["a"]), ("projected", "proj", vec!["cm", "k", "labels"])]
+    {
+        eventually(&format!("{volume} is tidy"), async || {
+            let dir = volumes.join(format!("kubernetes.io~{plugin}")).join(volume);
+            let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            let (ours, mut shown): (Vec<_>, Vec<_>) = names.partition(|n| n.starts_with(".."));
+            shown.sort();
+            if ours.len() == 2 && shown == links { Ok(()) } else { Err(format!("{ours:?} {shown:?}")) }
+        })
+        .await;
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_the_objects_it_refers_to_and_goes_on_when_they_appear() {
+    let Some((mut node, objects)) = node_with_objects().await else { return };
+    put_object(&objects, "Secret", "s", &json!({"k": "vk"}));
+    node.put("shows", with_objects("one"));
+    said(&node, "MountVolume.SetUp failed for volume").await;
+    let waits = node.wait("shows", "waiting", |p| status::waiting(p, "c").is_some()).await;
+    assert_eq!(status::waiting(&waits, "c"), Some("ContainerCreating"));
+    put_object(&objects, "ConfigMap", "m", &json!({"a": "1", "b": "1"}));
+    let runs = node.wait_ready("shows").await;
+    assert_eq!(node.exec(&runs, "c", "cat /cm/a; echo $P_a").await, "11\n");
+
+    let mut p = pod("env", [sh("c", FOREVER)]);
+    p["spec"]["containers"][0]["env"] =
+        json!([{"name": "L", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "l"}}}]);
+    node.put("env", p);
+    let waits = |p: &Pod| status::waiting(p, "c") == Some("CreateContainerConfigError");
+    node.wait("env", "waiting for a ConfigMap", waits).await;
+    put_object(&objects, "ConfigMap", "later", &json!({"l": "here"}));
+    let runs = node.wait_ready("env").await;
+    assert_eq!(node.exec(&runs, "c", "echo $L").await, "here\n");
+    // What is wrong with an object is told, and takes nothing from the pods.
+    fs::write(
+        objects.path().join("o/bad.yaml"),
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a/b: c}\n",
+    )
+    .unwrap();
+    said(&node, "data[a/b]").await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn without_a_directory_of_objects_a_reference_is_refused_by_field_and_flag() {
+    let Some(mut node) = Node::start().await else { return };
+    node.put("shows", with_objects("one"));
+    said(&node, "spec.volumes[0].configMap").await;
+    said(&node, "without --standalone-objects").await;
+    assert!(node.pod("shows").await.is_err());
     node.finish().await;
 }

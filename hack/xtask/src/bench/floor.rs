@@ -4,6 +4,7 @@
 //! pod's cgroup and directories are made by the agent's own rooms, before the clock runs.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use cri::v1::{ContainerConfig, ImageSpec, PodSandboxConfig};
@@ -12,7 +13,9 @@ use kubelet::api::{self, Pod, PodRef, PodUid, Qos};
 use kubelet::assemble::Settings;
 use kubelet::cgroup::Cgroups;
 use kubelet::event::ContainerList;
+use kubelet::objects::Objects;
 use kubelet::pleg::observed::labels::POD_UID;
+use kubelet::pod::translate::fields::FileValues;
 use kubelet::pod::translate::{self, ContainerInput, ImageUser, NodeFacts, ResolvConf};
 use kubelet::source;
 use kubelet::volume::{VolumeConfig, Volumes};
@@ -66,6 +69,8 @@ impl Floor {
             root_dir: settings.root_dir.join("floor"),
             mount_table: settings.mount_table.clone(),
             allocatable_memory: Some(settings.facts.allocatable.memory_bytes),
+            objects: Objects::none(),
+            values: Arc::new(FileValues(Arc::new(settings.facts.clone()))),
         })?;
         let mut facts = settings.facts.clone();
         facts.runtime.supplemental_groups_policy = capabilities.features.supplemental_groups_policy;

@@ -2,7 +2,7 @@
 //!
 //! Called by `config::load`; `main` prints the text to standard output and exits with code 0.
 
-use super::{FLAGS, Flag, Flags, Target, Type};
+use super::{FLAGS, Flag, Flags, OURS, Target, Type};
 use crate::config::schema::{Decode, FieldInfo, leaves};
 use crate::config::{KubeletConfiguration, legacy_defaults};
 use serde_json::Value;
@@ -78,8 +78,9 @@ pub(in crate::config) fn help() -> String {
     );
     let docs = descriptions();
     type Group = fn(&Flag) -> bool;
-    let groups: [(&str, Group); 4] = [
-        ("Flags", |f| matches!(f.target, Target::Own | Target::Asks)),
+    let groups: [(&str, Group); 5] = [
+        ("Flags", |f| matches!(f.target, Target::Own | Target::Asks) && !OURS.contains(&f.name)),
+        ("Flags that the stock kubelet does not have", |f| OURS.contains(&f.name)),
         ("Flags for fields of the configuration file", |f| {
             matches!(f.target, Target::Config(_)) && !f.deprecated
         }),

@@ -1,4 +1,4 @@
-//! Every flag of the kubelet of Kubernetes 1.36: name, type, and what it sets.
+//! Every flag of the kubelet of Kubernetes 1.36, and our own: name, type, and what it sets.
 //!
 //! Data for `flags` only. Defaults and descriptions of flags that set a configuration field are that field's.
 
@@ -18,6 +18,9 @@ const fn stats(name: &'static str, ty: Type, default: &'static str, deprecated: 
 const fn asks(name: &'static str, ty: Type) -> Flag {
     Flag { name, ty, target: Asks, deprecated: false }
 }
+
+/// Those of [`FLAGS`] that the stock kubelet does not have.
+pub(in crate::config) const OURS: &[&str] = &["standalone-objects"];
 
 /// Sorted by name.
 #[rustfmt::skip]
@@ -148,6 +151,7 @@ pub(in crate::config) const FLAGS: &[Flag] = &[
     config("runtime-request-timeout", Duration, "runtimeRequestTimeout", true),
     config("seccomp-default", Bool, "seccompDefault", false),
     config("serialize-image-pulls", Bool, "serializeImagePulls", true),
+    own("standalone-objects", Str, false),
     stats("storage-driver-buffer-duration", Duration, "1m0s", true),
     stats("storage-driver-db", Str, "cadvisor", true),
     stats("storage-driver-host", Str, "localhost:8086", true),

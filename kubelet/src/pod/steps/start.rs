@@ -4,6 +4,7 @@ use super::{Failure, Made, Steps};
 use crate::api::{self, Container, Pod};
 use crate::event::{ContainerList, Kind, container_path};
 use crate::log;
+use crate::objects::{self, Found, Key, Known, Objects};
 use crate::pleg::observed::Observed;
 use crate::pod::desired::grace_of;
 use crate::pod::hooks;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 impl Steps {
     /// The pod's cgroup, with the limits of the pod as it is now; gives the limit of its memory.
@@ -53,13 +55,15 @@ impl Steps {
         match trace::phase(Phase::Volumes, "", set_up, |e| e.message.clone()).await {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
+                self.keep_volumes(&Arc::new(pod.clone()));
                 Ok(())
             }
             Err(error) => {
                 for e in error.all() {
                     self.event(Kind::Warning, None, e.reason, e.message.clone());
                 }
-                Err(Failure::default())
+                let waits_for = error.all().flat_map(|e| e.waits_for.clone()).collect();
+                Err(Failure { waits_for, ..Failure::default() })
             }
         }
     }
@@ -216,8 +220,16 @@ impl Steps {
         let mounted = &mounted.clone().with_images(volumes.specs());
         let target = self.target(pod, seen, list, index, &made.id);
         let target = target.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
-        let config = self.container_config(pod, list, c, restart_count, &image, made, mounted, target).await;
-        let config = config.map_err(|e| self.failed(&path, "CreateContainerConfigError", &e))?;
+        let sources = tokio::select! {
+            biased;
+            () = &mut stop => return Err(Failure::interrupted()),
+            sources = Sources::find(&self.rooms.objects, pod, c, mounted) => sources,
+        };
+        let config = self.container_config(pod, list, c, restart_count, &image, made, &sources, target).await;
+        let config = config.map_err(|e| Failure {
+            waits_for: sources.known(),
+            ..self.failed(&path, "CreateContainerConfigError", &e)
+        })?;
         let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
         if let Some((dir, _)) = log_path.rsplit_once('/') {
             self.make_log_dir(dir).map_err(|e| self.failed(&path, "CreateContainerError", &e))?;
@@ -372,7 +384,7 @@ impl Steps {
         restart_count: u32,
         image: &crate::image::ImageRef,
         made: &Made,
-        mounted: &Mounted,
+        sources: &Sources<'_>,
         target_id: Option<&str>,
     ) -> Result<v1::ContainerConfig, String> {
         let rooms = &self.rooms;
@@ -391,7 +403,7 @@ impl Steps {
             termination_log_host_path: Some(&log),
             etc_hosts_host_path: hosts.as_deref(),
             service_env: &[],
-            env_sources: &EnvFiles(mounted),
+            env_sources: sources,
             target_id,
             facts: &rooms.facts,
         };
@@ -403,7 +415,8 @@ impl Steps {
                 .map_err(|missing| format!("missing value for {}", missing.0))
         };
         let rro = rooms.recursive_read_only;
-        let mounts = rooms.volumes.mounts(pod, c, mounted, rro, &expand).await.map_err(|e| e.message)?;
+        let mounts =
+            rooms.volumes.mounts(pod, c, sources.mounted, rro, &expand).await.map_err(|e| e.message)?;
         input.mounts = &mounts;
         let mut config = translate::container_config(&input).map_err(|e| e.to_string())?;
         if let Some(range) = self.users {
@@ -438,21 +451,54 @@ fn write_over(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
-/// What variables are read from on a node without an API server: files of the pod's own volumes.
-struct EnvFiles<'a>(&'a Mounted);
+/// What variables are read from: the objects as they were when the container was to start, and files of the pod's own
+/// volumes.
+struct Sources<'a> {
+    objects: BTreeMap<Key, Found>,
+    mounted: &'a Mounted,
+}
 
 /// Upstream's bound for such a file.
 const ENV_FILE_LIMIT: u64 = 64 << 10;
 
-impl EnvSources for EnvFiles<'_> {
+impl<'a> Sources<'a> {
+    /// Waits until it is known which of the objects there are. Cancel-safe.
+    async fn find(objects: &Objects, pod: &Pod, c: &Container, mounted: &'a Mounted) -> Self {
+        let mut found = BTreeMap::new();
+        for key in translate::env::keys(pod, c) {
+            let object = objects.get(&key).await;
+            found.insert(key, object);
+        }
+        Self { objects: found, mounted }
+    }
+
+    fn known(&self) -> Vec<Known> {
+        self.objects.iter().map(|(key, found)| (key.clone(), found.version)).collect()
+    }
+
+    /// What variables may have of an object: of a ConfigMap not what is binary.
+    fn data(
+        &self,
+        kind: objects::Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
+        let found = self.objects.get(&Key::new(kind, namespace, name)).and_then(|f| f.object.as_ref());
+        let object =
+            found.ok_or_else(|| SourceError::NotFound { kind: kind.lower_case(), name: name.to_owned() })?;
+        Ok(object.data.iter().map(|(key, value)| (key.clone(), value.to_vec())).collect())
+    }
+}
+
+impl EnvSources for Sources<'_> {
     fn config_map(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
-        translate::NoSources.config_map(namespace, name)
+        self.data(objects::Kind::ConfigMap, namespace, name)
     }
     fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
-        translate::NoSources.secret(namespace, name)
+        self.data(objects::Kind::Secret, namespace, name)
     }
     fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError> {
-        match self.0.read(volume, path, ENV_FILE_LIMIT) {
+        match self.mounted.read(volume, path, ENV_FILE_LIMIT) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 translate::NoSources.file(pod, volume, path)
             }

@@ -5,7 +5,8 @@
 
 use super::container::{ContainerConfigError, ContainerInput};
 use super::{envfile, expand, fields};
-use crate::api::Pod;
+use crate::api::{Container, Pod};
+use crate::objects::{Key, Kind};
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar as ApiVar, EnvVarSource};
 use std::collections::BTreeMap;
 
@@ -44,8 +45,7 @@ pub trait EnvSources: Sync {
     fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError>;
 }
 
-/// The sources of a node without an API server: there are none. Static pods that refer to API objects are refused
-/// when they are read, so this is a second line.
+/// No sources at all: nothing is there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoSources;
 
@@ -103,6 +103,23 @@ pub fn environment(input: &ContainerInput<'_>) -> Result<Vec<EnvVar>, ContainerC
         }
     }
     Ok(set.order)
+}
+
+/// The objects that variables of `container` are read from.
+pub fn keys(pod: &Pod, container: &Container) -> Vec<Key> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let map = |name: &str| Key::new(Kind::ConfigMap, namespace, name);
+    let secret = |name: &str| Key::new(Kind::Secret, namespace, name);
+    let mut keys = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        keys.extend(from.config_map_ref.iter().map(|r| map(&r.name)));
+        keys.extend(from.secret_ref.iter().map(|r| secret(&r.name)));
+    }
+    for from in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
+        keys.extend(from.config_map_key_ref.iter().map(|r| map(&r.name)));
+        keys.extend(from.secret_key_ref.iter().map(|r| secret(&r.name)));
+    }
+    keys
 }
 
 /// Looks `name` up in `env`: what commands, arguments and `subPathExpr` refer to.

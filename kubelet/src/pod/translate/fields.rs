@@ -1,14 +1,17 @@
 //! `fieldRef` and `resourceFieldRef`: values of the pod and its resources as environment variables and downward API
 //! files show them.
 //!
-//! [`super::environment`] calls it; the volume room may for downward API files.
+//! [`super::environment`] calls it, and the volume room through [`FileValues`] for downward API files.
 
 use super::{NodeFacts, resources};
 use crate::api::{Container, Pod, spec};
 use crate::quantity::{self, Nano};
+use crate::volume;
 use k8s_openapi::api::core::v1::ResourceFieldSelector;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A reference that names nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,69 @@ pub fn field_value(
             map.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default()
         }
     })
+}
+
+/// Values as downward API files show them.
+#[derive(Debug)]
+pub struct FileValues(pub Arc<NodeFacts>);
+
+impl volume::Values for FileValues {
+    fn field(&self, pod: &Pod, path: &str) -> Result<String, String> {
+        match path {
+            "metadata.labels" => Ok(lines(pod.metadata.labels.as_ref())),
+            "metadata.annotations" => Ok(lines(pod.metadata.annotations.as_ref())),
+            // Fields of spec and status are for variables only.
+            path if path.starts_with("metadata.") => {
+                field_value(pod, path, &[], &self.0).map_err(|e| e.to_string())
+            }
+            path => Err(FieldError::Path(path.to_owned()).to_string()),
+        }
+    }
+
+    fn resource(&self, pod: &Pod, selector: &ResourceFieldSelector) -> Result<String, String> {
+        let name = selector.container_name.as_deref().unwrap_or_default();
+        let container = find(pod, name).ok_or_else(|| FieldError::Container(name.to_owned()).to_string())?;
+        resource_value(pod, container, selector, &self.0).map_err(|e| e.to_string())
+    }
+}
+
+/// A map as `key="value"` lines, by key.
+fn lines(map: Option<&BTreeMap<String, String>>) -> String {
+    let each = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+    each.collect::<Vec<_>>().join("\n")
+}
+
+/// `text` as Go's `%q` prints it.
+fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\x07' => out.push_str("\\a"),
+            '\x08' => out.push_str("\\b"),
+            '\x0c' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\x0b' => out.push_str("\\v"),
+            // Writing to a String cannot fail.
+            c if c < ' ' || c == '\x7f' => drop(write!(out, "\\x{:02x}", c as u32)),
+            c if is_printed(c) => out.push(c),
+            c if (c as u32) < 0x10000 => drop(write!(out, "\\u{:04x}", c as u32)),
+            c => drop(write!(out, "\\U{:08x}", c as u32)),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Letters, marks, numbers, punctuation, symbols and the space. Behind another character `escape_debug` leaves exactly
+/// those alone.
+fn is_printed(c: char) -> bool {
+    let mut behind = String::from('a');
+    behind.push(c);
+    !behind.escape_debug().to_string().contains("\\u{")
 }
 
 /// `map['key']` taken apart.
@@ -190,6 +256,37 @@ mod tests {
         for bad in ["cpu", "limits.pods", "wants.cpu"] {
             assert_eq!(value(0, bad, "", "").unwrap_err(), format!("unsupported container resource : {bad}"));
         }
+    }
+
+    #[test]
+    fn files_show_maps_as_lines_in_gos_quotes() {
+        // As golden case vol-downwardapi has them.
+        let mut p = pod(
+            "{metadata: {name: n, namespace: ns, uid: u, labels: {b: two, app: x}}, spec: {containers: [{name: c}]}}",
+        );
+        p.metadata.annotations =
+            Some(BTreeMap::from([("multi".into(), "line1\nline2".into()), ("q".into(), "two \"q\"".into())]));
+        let values: &dyn volume::Values = &FileValues(Arc::new(facts()));
+        let field = |path: &str| values.field(&p, path);
+        assert_eq!(field("metadata.labels").as_deref(), Ok("app=\"x\"\nb=\"two\""));
+        assert_eq!(
+            field("metadata.annotations").as_deref(),
+            Ok("multi=\"line1\\nline2\"\nq=\"two \\\"q\\\"\"")
+        );
+        assert_eq!(field("metadata.labels['app']").as_deref(), Ok("x"));
+        assert_eq!(field("metadata.uid").as_deref(), Ok("u"));
+        assert_eq!(field("spec.nodeName"), Err("unsupported fieldPath: spec.nodeName".into()));
+        let wants = |container: &str| ResourceFieldSelector {
+            resource: "limits.cpu".into(),
+            container_name: Some(container.into()),
+            ..ResourceFieldSelector::default()
+        };
+        assert_eq!(values.resource(&p, &wants("c")).as_deref(), Ok("2"));
+        assert_eq!(values.resource(&p, &wants("z")), Err("container z not found".into()));
+        assert_eq!(
+            quoted("é\u{301}\u{1}\u{7f}\u{80}\u{200b}\u{2028}\u{e0001}\\\t"),
+            "\"é\u{301}\\x01\\x7f\\u0080\\u200b\\u2028\\U000e0001\\\\\\t\""
+        );
     }
 
     #[test]

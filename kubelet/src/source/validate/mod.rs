@@ -5,7 +5,7 @@
 
 mod container;
 mod env;
-mod names;
+pub mod names;
 mod network;
 mod probe;
 mod resources;
@@ -36,7 +36,8 @@ pub fn pod(pod: &Pod) -> Errors {
 /// `metadata.annotations` may hold this much text in all.
 const ANNOTATIONS_BYTES: usize = 256 << 10;
 
-fn metadata(meta: &ObjectMeta, errors: &mut Errors) {
+/// What every object has.
+pub fn metadata(meta: &ObjectMeta, errors: &mut Errors) {
     let at = Path::root("metadata");
     match (meta.name.as_deref().unwrap_or_default(), meta.generate_name.as_deref().unwrap_or_default()) {
         ("", "") => errors.required(&at.child("name"), "name or generateName is required"),

@@ -144,6 +144,23 @@ pub fn relative_path(text: &str) -> Option<String> {
     backsteps(text)
 }
 
+/// The path of a file in a volume that shows objects: below the volume, and not one of the names the agent keeps there.
+/// What no file system takes is refused as well.
+pub fn file_path(text: &str) -> Option<String> {
+    let wrong = relative_path(text);
+    if wrong.is_some() {
+        return wrong;
+    }
+    if text.starts_with("..") {
+        return Some("must not start with '..'".to_owned());
+    }
+    if text.contains('\0') {
+        return Some("must not contain NUL".to_owned());
+    }
+    let long = text.len() > 4096 || text.split('/').any(|part| part.len() > 255);
+    long.then(|| "must have at most 4096 bytes, and 255 between slashes".to_owned())
+}
+
 /// A path without `..` among its elements.
 pub fn backsteps(text: &str) -> Option<String> {
     text.split('/').any(|part| part == "..").then(|| "must not contain '..'".to_owned())

@@ -148,6 +148,7 @@ fn object_source(v: &Volume, at: &Path<'_>, errors: &mut Errors) {
         for (i, source) in projected.sources.iter().flatten().enumerate() {
             projection(source, &list.index(i), errors);
         }
+        one_file_each(projected, &at, errors);
     }
     if let Some(claim) = &v.persistent_volume_claim {
         need(&at.child("persistentVolumeClaim"), "claimName", &claim.claim_name, errors);
@@ -207,6 +208,26 @@ fn projection(s: &core::VolumeProjection, at: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// Paths that stand in the manifest are one file each; those that come of an object's keys are not known here.
+fn one_file_each(projected: &core::ProjectedVolumeSource, at: &Path<'_>, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    let mut check = |path: &str, name: &str| {
+        if !path.is_empty() && !seen.insert(path.to_owned()) {
+            errors.invalid(at, name, "conflicting duplicate paths");
+        }
+    };
+    for s in projected.sources.iter().flatten() {
+        let secret = s.secret.as_ref().map(|s| (s.items.as_deref(), s.name.as_str()));
+        let map = s.config_map.as_ref().map(|m| (m.items.as_deref(), m.name.as_str()));
+        for (items, name) in secret.into_iter().chain(map) {
+            items.unwrap_or_default().iter().for_each(|item| check(&item.path, name));
+        }
+        let files = s.downward_api.iter().flat_map(|d| d.items.iter().flatten());
+        files.for_each(|file| check(&file.path, &file.path));
+        s.service_account_token.iter().for_each(|token| check(&token.path, &token.path));
+    }
+}
+
 fn default_mode(mode: Option<i32>, at: &Path<'_>, errors: &mut Errors) {
     if let Some(mode) = mode {
         errors.mode(&at.child("defaultMode"), mode);
@@ -219,7 +240,7 @@ fn items(list: Option<&[core::KeyToPath]>, at: &Path<'_>, errors: &mut Errors) {
         let at = at.index(i);
         need(&at, "key", &item.key, errors);
         need(&at, "path", &item.path, errors);
-        errors.syntax(&at.child("path"), &item.path, names::relative_path(&item.path));
+        errors.syntax(&at.child("path"), &item.path, names::file_path(&item.path));
         if let Some(mode) = item.mode {
             errors.mode(&at.child("mode"), mode);
         }
