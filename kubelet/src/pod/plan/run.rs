@@ -65,7 +65,8 @@ impl<'a> Planner<'a> {
             self.steps.push(Step::Kill { targets: live, grace: Duration::ZERO });
         }
         let asked = |i: &Instance| sources.iter().any(|s| s.id == i.id);
-        let mut removed: Vec<&Instance> = observed.containers.iter().collect();
+        // Of each container the newest last: an older one must not pass for it.
+        let mut removed: Vec<&Instance> = observed.containers.iter().rev().collect();
         removed.sort_by_key(|i| (i.id == lead.id, asked(i)));
         self.steps
             .extend(removed.iter().map(|i| Step::RemoveContainer { id: i.id.clone(), name: i.name.clone() }));

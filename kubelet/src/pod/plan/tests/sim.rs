@@ -185,10 +185,8 @@ impl Sim {
     fn act(&mut self, step: Step) {
         self.births += 1;
         let born = NOW + self.births;
-        if let (Some(source), Step::Kill { .. } | Step::RemoveContainer { .. }) =
-            (&self.memory.resetting, &step)
-        {
-            self.half = Some(source.clone());
+        if self.memory.resetting.is_some() && self.is_missed(&step) {
+            self.half.clone_from(&self.memory.resetting);
         }
         match step {
             Step::Kill { targets, .. } => self.kill(&targets),
@@ -233,6 +231,20 @@ impl Sim {
                 self.cgroup = false;
             }
             Step::CleanUp => assert!(self.seen.is_empty()),
+        }
+    }
+
+    /// The step ends or removes what a pod that runs must have: the newest instance of a container, if not an ephemeral one.
+    fn is_missed(&self, step: &Step) -> bool {
+        let ephemeral = api::spec(&self.desired.pod).ephemeral_containers.iter().flatten();
+        let ephemeral: Vec<&str> = ephemeral.map(|e| e.name.as_str()).collect();
+        let missed = |id: &str, name: &str| {
+            !ephemeral.contains(&name) && self.seen.latest(name).is_some_and(|i| i.id == id)
+        };
+        match step {
+            Step::Kill { targets, .. } => targets.iter().any(|t| missed(&t.id, &t.name)),
+            Step::RemoveContainer { id, name } => missed(id, name),
+            _ => false,
         }
     }
 
