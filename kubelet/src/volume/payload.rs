@@ -111,8 +111,8 @@ pub fn keys(namespace: &str, volume: &Volume) -> Vec<Key> {
 
 /// Whether `volume` shows fields of the pod, which may change.
 pub fn shows_fields(volume: &Volume) -> bool {
-    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
-    volume.downward_api.is_some() || sources.into_iter().any(|s| s.downward_api.is_some())
+    let mut sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    volume.downward_api.is_some() || sources.any(|s| s.downward_api.is_some())
 }
 
 /// The default of `defaultMode`.
