@@ -10,11 +10,12 @@ use super::desired::{Desired, StopReason};
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
+use super::translate;
 use super::wants::Wants;
 use crate::api::{self, Pod, PodRef, PodUid};
 use crate::event::ContainerList;
 use crate::log;
-use crate::pleg::observed::{Observed, State};
+use crate::pleg::observed::{Instance, Observed, State};
 use crate::probe::{self, PodProbes, Readiness, Target, Targets};
 use crate::status::{self, Removed, api_status};
 use crate::trace::{self, End, PodStart};
@@ -73,6 +74,8 @@ struct Actor {
     /// Objects that failed steps wait for.
     wants: Wants,
     phase: Phase,
+    /// An order to end the pod was seen.
+    stopping: bool,
     /// The grace of the pod's end, and when it is over; once something was killed for it.
     ending: Option<(Duration, tokio::time::Instant)>,
     /// What an earlier incarnation of the agent had begun has not been looked through yet.
@@ -121,6 +124,7 @@ impl Actor {
             steps,
             wants: Wants::default(),
             phase: Phase::Starting,
+            stopping: false,
             ending: None,
             adopting: adopted,
             start_time,
@@ -135,8 +139,17 @@ impl Actor {
             self.rooms.metrics.pod_worker_start_duration.observe_duration(arrived.elapsed());
         }
         let mut acted_on = self.desired.borrow().pod.clone();
+        let mut known = acted_on.clone();
         loop {
             let desired = self.desired.borrow_and_update().clone();
+            let before = std::mem::replace(&mut known, desired.pod.clone());
+            if !Arc::ptr_eq(&before, &known) {
+                self.forget_changed(&before, &known);
+            }
+            if desired.stop.is_some() && !std::mem::replace(&mut self.stopping, true) {
+                // What could not be made says nothing about the end.
+                self.forget_failure(plan::POD);
+            }
             self.take_observed();
             self.readiness = self.probes.readiness();
             self.kept.condemned = self.condemned.borrow_and_update().clone();
@@ -149,6 +162,9 @@ impl Actor {
             }
             if std::mem::take(&mut self.adopting) {
                 self.steps.link_logs(&self.seen).await;
+                if desired.stop.is_none() {
+                    self.steps.mend_hosts_file(&desired.pod, &self.seen);
+                }
                 self.resume_reset(&desired.pod);
                 self.steps.keep_volumes(&desired.pod);
             }
@@ -231,6 +247,7 @@ impl Actor {
             readiness: &self.readiness,
             cgroup: self.steps.cgroup_made,
             now: self.rooms.clock.nanos(),
+            instant: tokio::time::Instant::now(),
             backoff_cap: self.rooms.backoff_cap,
             kept: &self.kept,
         })
@@ -293,6 +310,10 @@ impl Actor {
     /// Carries the steps out in order. A container that cannot be started does not keep the next one from starting;
     /// any other failure ends the plan, and so does a new order when the next step would start something.
     async fn carry_out(&mut self, desired: &Desired, plan: &Plan) -> Carried {
+        let made = |s: &Step| matches!(s, Step::CreateSandbox { .. });
+        if plan.steps.iter().any(made) && !self.seen.sandboxes.is_empty() {
+            self.steps.tell_sandbox_changed();
+        }
         let mut rest = plan.steps.as_slice();
         while let Some((step, behind)) = rest.split_first() {
             let removals = rest.iter().take_while(|s| matches!(s, Step::RemoveContainer { .. })).count();
@@ -313,6 +334,11 @@ impl Actor {
             let result = self.step(desired, plan, step).await;
             tracing::debug!(pod = %self.pod, ?step, took_ms = began.elapsed().as_millis() as u64, ok = result.is_ok(), "step");
             let failed = result.is_err();
+            if let Some(why) = result.as_ref().err().and_then(|f| f.not_ended.as_ref())
+                && self.phase >= Phase::Terminating
+            {
+                self.steps.tell_failed_kill(why);
+            }
             let key = self.key(desired, plan, step);
             match result {
                 Ok(()) => self.forget_failure(&key),
@@ -467,16 +493,20 @@ impl Actor {
     /// The end of what was removed is still told.
     fn remember_removed(&mut self, id: &str, name: &str) {
         let Some(gone) = self.seen.containers.iter().find(|i| i.id == id) else { return };
-        let newer = self.removed.get(name).is_none_or(|known| known.instance.created_at <= gone.created_at);
+        let newer =
+            self.removed.get(name).is_none_or(|known| known.instance.restart_count <= gone.restart_count);
         if newer {
             let reset = self.memory.resetting.is_some();
             self.removed.insert(name.to_owned(), Removed { instance: gone.clone(), reset });
         }
     }
 
-    /// Takes down how often each container was run, for when its instances are gone.
+    /// Takes down how often each container was run, for when its instances are gone, and since when their ends are known.
     fn count_restarts(&mut self) {
         for i in &self.seen.containers {
+            if i.state == State::Exited && !self.memory.ends.contains_key(&i.id) {
+                self.memory.ends.insert(i.id.clone(), tokio::time::Instant::now());
+            }
             let next = i.restart_count.saturating_add(1);
             match self.memory.restarts.get_mut(&i.name) {
                 Some(known) => *known = next.max(*known),
@@ -497,7 +527,7 @@ impl Actor {
         let failures = self.memory.failures.entry(name.to_owned()).or_default();
         let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
         *failures += 1;
-        let at = self.rooms.clock.nanos().saturating_add(nanos(wait));
+        let at = tokio::time::Instant::now() + wait;
         if let Some(waiting) = failure.waiting {
             self.memory.waiting.insert(name.to_owned(), waiting);
         }
@@ -505,6 +535,19 @@ impl Actor {
             // Once it is seen to have ended, restart policy and crash back-off decide when to try again.
             Some(id) => drop(self.memory.failed_starts.insert(id, at)),
             None => drop(self.memory.retry.insert(name.to_owned(), failure.retry_at.unwrap_or(at))),
+        }
+    }
+
+    /// What was tried of a container says nothing about one of another definition.
+    fn forget_changed(&mut self, before: &Pod, now: &Pod) {
+        let old: HashMap<&str, String> =
+            containers(before).map(|c| (c.name.as_str(), translate::container_hash(c))).collect();
+        for c in containers(now) {
+            if old.get(c.name.as_str()).is_some_and(|hash| *hash != translate::container_hash(c)) {
+                self.forget_failure(&c.name);
+                self.memory.backoff.remove(&c.name);
+                self.told.remove(&c.name);
+            }
         }
     }
 
@@ -532,6 +575,7 @@ impl Actor {
         self.steps.sandbox_made = false;
         self.memory.stopped.retain(|id| seen.sandboxes.iter().any(|s| s.id == *id));
         self.memory.failed_starts.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
+        self.memory.ends.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
         self.memory.resetting.take_if(|source| !seen.containers.iter().any(|c| c.id == *source));
         let settled = |name: &str| {
             seen.latest(name).is_some_and(|i| i.state == State::Running || plan::ended_for_good(&pod, i))
@@ -665,8 +709,10 @@ async fn changed(condemned: &mut Condemned) {
     }
 }
 
-fn nanos(d: Duration) -> i64 {
-    i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)
+/// Those that may be restarted.
+fn containers(pod: &Pod) -> impl Iterator<Item = &api::Container> {
+    let spec = api::spec(pod);
+    spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
 /// When a pod that was found running had been taken on, to the second.
@@ -696,9 +742,10 @@ async fn logged(rooms: &Rooms, pod: Arc<Pod>) -> HashMap<String, u32> {
 /// What can be known of the past of a pod that was found in the runtime.
 fn adopt(desired: &Desired, seen: &Observed, cap: Duration) -> Memory {
     let mut memory = Memory::default();
-    let spec = api::spec(&desired.pod);
-    for c in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        let Some(latest) = seen.latest(&c.name) else { continue };
+    for c in containers(&desired.pod) {
+        // The crashes of another definition say nothing about this one.
+        let same = |i: &&Instance| i.hash == translate::container_hash(c);
+        let Some(latest) = seen.latest(&c.name).filter(same) else { continue };
         if let Some(entry) = backoff::recover(latest, cap) {
             memory.backoff.insert(c.name.clone(), entry);
         }

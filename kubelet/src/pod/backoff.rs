@@ -37,18 +37,19 @@ pub enum Verdict {
     },
 }
 
-/// Decides at `now` for a container that ended at `finished` (both nanoseconds since the epoch).
-pub fn decide(entry: Option<Entry>, finished: i64, now: i64, cap: Duration) -> Verdict {
+/// Decides at `now` for a container that ended at `finished` (both nanoseconds since the epoch). Its end has been known for
+/// `known_for`, whatever was done to the clock since.
+pub fn decide(entry: Option<Entry>, finished: i64, known_for: Duration, now: i64, cap: Duration) -> Verdict {
     let initial = INITIAL.min(cap);
     let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
     let Some(e) = entry.filter(|e| finished.saturating_sub(e.updated) <= nanos(WELL)) else {
         return Verdict::Start(Entry { wait: initial, updated: now });
     };
-    let until = finished.saturating_add(nanos(e.wait));
     // A clock that was set back must not make the wait longer than the wait itself.
-    let until = until.min(now.saturating_add(nanos(e.wait)));
-    if now < until {
-        return Verdict::Wait { until, wait: e.wait };
+    let left = finished.saturating_add(nanos(e.wait)).saturating_sub(now);
+    let left = left.min(nanos(e.wait.saturating_sub(known_for)));
+    if left > 0 {
+        return Verdict::Wait { until: now.saturating_add(left), wait: e.wait };
     }
     Verdict::Start(Entry { wait: e.wait.saturating_mul(2).min(cap), updated: now })
 }
@@ -80,13 +81,13 @@ mod tests {
         let (mut entry, mut now, mut waits) = (None, 100 * S, Vec::new());
         for _ in 0..9 {
             let finished = now;
-            if let Verdict::Wait { until, .. } = decide(entry, finished, now, DEFAULT_CAP) {
+            if let Verdict::Wait { until, .. } = decide(entry, finished, Duration::ZERO, now, DEFAULT_CAP) {
                 waits.push((until - finished) / S);
                 now = until;
             } else {
                 waits.push(0);
             }
-            let Verdict::Start(e) = decide(entry, finished, now, DEFAULT_CAP) else {
+            let Verdict::Start(e) = decide(entry, finished, Duration::ZERO, now, DEFAULT_CAP) else {
                 panic!("must start at {now}")
             };
             entry = Some(e);
@@ -98,7 +99,7 @@ mod tests {
     fn a_long_healthy_run_starts_over() {
         let entry = Some(Entry { wait: Duration::from_secs(160), updated: 0 });
         assert_eq!(
-            decide(entry, 601 * S, 601 * S, DEFAULT_CAP),
+            decide(entry, 601 * S, Duration::ZERO, 601 * S, DEFAULT_CAP),
             Verdict::Start(Entry { wait: INITIAL, updated: 601 * S })
         );
     }
@@ -108,18 +109,24 @@ mod tests {
         // Ran for six minutes, and has waited for the five that were to be waited.
         let entry = Some(Entry { wait: DEFAULT_CAP, updated: 0 });
         let again = Verdict::Start(Entry { wait: DEFAULT_CAP, updated: 661 * S });
-        assert_eq!(decide(entry, 360 * S, 661 * S, DEFAULT_CAP), again);
+        assert_eq!(decide(entry, 360 * S, Duration::ZERO, 661 * S, DEFAULT_CAP), again);
         let cap = Duration::from_secs(60);
         let entry = Some(Entry { wait: cap, updated: 0 });
-        assert_eq!(decide(entry, 300 * S, 300 * S, cap), Verdict::Wait { until: 360 * S, wait: cap });
+        assert_eq!(
+            decide(entry, 300 * S, Duration::ZERO, 300 * S, cap),
+            Verdict::Wait { until: 360 * S, wait: cap }
+        );
         let over = Verdict::Start(Entry { wait: INITIAL, updated: 601 * S });
-        assert_eq!(decide(entry, 601 * S, 601 * S, cap), over);
+        assert_eq!(decide(entry, 601 * S, Duration::ZERO, 601 * S, cap), over);
     }
 
     #[test]
     fn a_clock_set_back_never_lengthens_the_wait() {
         let entry = Some(Entry { wait: Duration::from_secs(20), updated: 5000 * S });
-        let Verdict::Wait { until, .. } = decide(entry, 5000 * S, 1400 * S, DEFAULT_CAP) else { panic!() };
-        assert_eq!(until, 1420 * S);
+        let at = |seconds: u64, now| decide(entry, 5000 * S, Duration::from_secs(seconds), now, DEFAULT_CAP);
+        let wait = Duration::from_secs(20);
+        assert_eq!(at(0, 1400 * S), Verdict::Wait { until: 1420 * S, wait });
+        assert_eq!(at(15, 1415 * S), Verdict::Wait { until: 1420 * S, wait });
+        assert_eq!(at(20, 1420 * S), Verdict::Start(Entry { wait: 2 * wait, updated: 1420 * S }));
     }
 }

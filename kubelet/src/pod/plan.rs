@@ -14,14 +14,15 @@ mod end;
 mod policy;
 mod run;
 
-use super::backoff;
+use super::backoff::{self, Verdict};
 use super::dead::Kept;
 use super::desired::Desired;
 use crate::event::ContainerList;
-use crate::pleg::observed::{Observed, Sandbox};
+use crate::pleg::observed::{Instance, Observed, Sandbox};
 use crate::probe::Readiness;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
+use tokio::time::Instant;
 
 pub use end::overran;
 pub use policy::{begun_reset, ended_for_good, may_restart_all, outcome};
@@ -67,9 +68,8 @@ pub struct Memory {
     pub backoff: HashMap<String, backoff::Entry>,
     /// Why the last try to start a container failed.
     pub waiting: BTreeMap<String, Waiting>,
-    /// Not before this moment (nanoseconds since the epoch) is what failed tried again; the key is the container's
-    /// name, [`POD`] or [`GARBAGE`].
-    pub retry: HashMap<String, i64>,
+    /// Not before this moment is what failed tried again; the key is the container's name, [`POD`] or [`GARBAGE`].
+    pub retry: HashMap<String, Instant>,
     /// How often in a row; same keys.
     pub failures: HashMap<String, u32>,
     /// The least that the next instance's restart count may be, by container name; a container that is not in it never ran.
@@ -84,7 +84,9 @@ pub struct Memory {
     pub stopped: HashSet<String>,
     /// Instances whose start failed, and until when nothing is done about those that are still only created; they are
     /// not started a second time.
-    pub failed_starts: HashMap<String, i64>,
+    pub failed_starts: HashMap<String, Instant>,
+    /// When instances that ended were first seen to have: a wait is over by the steady clock at the latest.
+    pub ends: HashMap<String, Instant>,
 }
 
 /// The key in [`Memory`] of what concerns the pod as a whole: its sandbox, its directories, ending it.
@@ -207,10 +209,28 @@ pub struct Input<'a> {
     pub cgroup: bool,
     /// Nanoseconds since the epoch.
     pub now: i64,
+    /// The same moment by the steady clock: what the agent itself waits for does not depend on how the other one is set.
+    pub instant: Instant,
     /// Cap of the crash back-off.
     pub backoff_cap: Duration,
     /// Which ended instances stay.
     pub kept: &'a Kept,
+}
+
+impl Input<'_> {
+    /// `at` by the wall clock as it is now (nanoseconds since the epoch), if it is yet to come.
+    fn yet_to_come(&self, at: Instant) -> Option<i64> {
+        let left = at.checked_duration_since(self.instant).filter(|left| !left.is_zero())?;
+        Some(self.now.saturating_add(i64::try_from(left.as_nanos()).unwrap_or(i64::MAX)))
+    }
+
+    /// What the crash back-off says of the container of which this instance `ended`.
+    fn backoff(&self, ended: &Instance) -> Verdict {
+        let entry = self.memory.backoff.get(&ended.name).copied();
+        let known_for = self.memory.ends.get(&ended.id).map(|at| self.instant.saturating_duration_since(*at));
+        let known_for = known_for.unwrap_or_default();
+        backoff::decide(entry, ended.finished_at, known_for, self.now, self.backoff_cap)
+    }
 }
 
 /// Why a container waits that ended too often.
@@ -218,7 +238,7 @@ pub const CRASH_LOOP: &str = "CrashLoopBackOff";
 
 /// The plan for one pod.
 pub fn plan(input: &Input<'_>) -> Plan {
-    let outcome = outcome(input).or(input.memory.outcome);
+    let outcome = outcome(input.desired, input.observed).or(input.memory.outcome);
     if input.desired.stop.is_some() || outcome.is_some() {
         return end::terminate(input, outcome);
     }
@@ -227,23 +247,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
 
 /// Nothing of the pod runs, and nothing of it will run again.
 pub fn has_ended(desired: &Desired, observed: &Observed) -> bool {
-    (desired.stop.is_some() || outcome_as_seen(desired, observed).is_some()) && !observed.is_live()
-}
-
-/// The pod's own end by what is seen alone, without what an actor remembers.
-fn outcome_as_seen(desired: &Desired, observed: &Observed) -> Option<Outcome> {
-    let (memory, readiness, kept) = (Memory::default(), Readiness::default(), Kept::default());
-    let input = Input {
-        desired,
-        observed,
-        memory: &memory,
-        readiness: &readiness,
-        cgroup: false,
-        now: 0,
-        backoff_cap: Duration::ZERO,
-        kept: &kept,
-    };
-    outcome(&input)
+    (desired.stop.is_some() || outcome(desired, observed).is_some()) && !observed.is_live()
 }
 
 /// The sandbox is usable: ready, and with an address unless it is on the host's network.
@@ -253,7 +257,7 @@ pub fn usable(sandbox: &Sandbox, host_network: bool) -> bool {
 
 /// When the operation under `key` may be tried again, if that is in the future.
 fn retry_at(input: &Input<'_>, key: &str) -> Option<i64> {
-    input.memory.retry.get(key).copied().filter(|at| *at > input.now)
+    input.memory.retry.get(key).and_then(|at| input.yet_to_come(*at))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 use super::plan::Waiting;
 use super::rooms::Rooms;
 use super::translate;
-use crate::api::{self, Container, Pod, PodRef, PodUid, Qos};
+use crate::api::{self, Container, Pod, PodRef, PodUid, Qos, Volume};
 use crate::cgroup::PodValues;
 use crate::event::{ContainerList, Event, Kind, container_path};
 use crate::log;
@@ -22,6 +22,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 mod images;
 mod kill;
@@ -34,14 +35,16 @@ pub struct Failure {
     pub of_container: bool,
     /// For the container's status.
     pub waiting: Option<Waiting>,
-    /// When to try again (nanoseconds since the epoch), where a room knows better than the actor's own back-off.
-    pub retry_at: Option<i64>,
+    /// When to try again, where a room knows better than the actor's own back-off.
+    pub retry_at: Option<Instant>,
     /// The pod must end; this is no failure at all.
     pub interrupted: bool,
     /// The instance that was left behind, as a rule ended.
     pub not_started: Option<String>,
     /// The objects as they were found: a change of one is worth another try.
     pub waits_for: Vec<Known>,
+    /// What could not be ended, and why.
+    pub not_ended: Option<String>,
 }
 
 impl Failure {
@@ -75,6 +78,8 @@ pub struct Steps {
     /// The ids of a pod with a user namespace of its own.
     users: Option<Range>,
     mounted: Option<Mounted>,
+    /// For which volumes of the spec that was.
+    mounted_for: Vec<Volume>,
     /// Keeps the files of its volumes what their sources are.
     keeper: Option<Keeper>,
 }
@@ -100,6 +105,7 @@ impl Steps {
             made: None,
             users: None,
             mounted: None,
+            mounted_for: Vec::new(),
             keeper: None,
         }
     }
@@ -159,6 +165,17 @@ impl Steps {
         }
     }
 
+    /// Tells that another sandbox takes the place of the one that the pod has.
+    pub fn tell_sandbox_changed(&self) {
+        let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
+        self.event(Kind::Normal, None, "SandboxChanged", message);
+    }
+
+    /// Tells that something of a pod that must end could not be ended.
+    pub fn tell_failed_kill(&self, why: &str) {
+        self.event(Kind::Warning, None, "FailedKillPod", format!("error killing pod: {why}"));
+    }
+
     /// Tells that a container that ended waits before it runs again.
     pub fn tell_backoff(&self, pod: &Pod, container: &str) {
         let path = container_path(self.list_of(pod, container), container);
@@ -182,7 +199,13 @@ impl Steps {
         if self.made.as_ref().is_some_and(|m| m.id == id) {
             self.made = None;
         }
-        self.runtime_gone(self.rooms.runtime.stop_pod_sandbox(id).await, "stop the sandbox")
+        let stopped = self.rooms.runtime.stop_pod_sandbox(id).await;
+        let why = stopped.as_ref().err().map(|error| {
+            let (uid, error) = (&self.pod.uid, error.rpc_text());
+            format!("failed to \"KillPodSandbox\" for \"{uid}\" with KillPodSandboxError: \"{error}\"")
+        });
+        self.runtime_gone(stopped, "stop the sandbox")
+            .map_err(|failure| Failure { not_ended: why, ..failure })
     }
 
     /// `logs` is where the instance's log is, unless another instance writes there as well.

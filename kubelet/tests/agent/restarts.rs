@@ -263,6 +263,21 @@ async fn pods_whose_uids_left_directories_wait_for_their_removal_and_all_of_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hosts_file_that_was_left_half_written_is_made_whole() {
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &["a"])]).await;
+    agent.until_ready("u").await;
+    let path = node.path("root/pods/u/etc-hosts");
+    let whole = std::fs::read(&path).unwrap();
+    agent.kill().await;
+    std::fs::write(&path, b"127.0.0.1\tlo").unwrap();
+    let agent = node.start_synced(&[pod("u", &["a"])]).await;
+    agent.until_ready("u").await;
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+    assert_eq!(node.count("StartContainer"), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_of_a_uid_that_can_name_nothing_is_removed_from_the_runtime() {
     let mut node = Node::new();
     node.settings.cgroup = fake_cgroups(&node.path(""), true);

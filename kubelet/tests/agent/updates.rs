@@ -180,6 +180,8 @@ async fn a_sandbox_that_dies_is_made_anew_with_everything_in_it() {
         status.container_statuses.as_ref().unwrap().iter().map(|c| c.restart_count).collect::<Vec<_>>()
     };
     agent.until("both run again", || agent.is_ready("u") && counts() == [1, 1]).await;
+    let changed = "SandboxChanged: Pod sandbox changed, it will be killed and re-created.";
+    assert_eq!(agent.events().iter().filter(|e| *e == changed).count(), 1);
     let attempt = node.fake.sandboxes().last().unwrap().metadata.as_ref().unwrap().attempt;
     assert_eq!((attempt, node.running().len()), (1, 2));
     let ip = node.fake.sandboxes().last().unwrap().network.as_ref().unwrap().ip.clone();
@@ -359,4 +361,53 @@ async fn a_pod_on_the_hosts_network_has_the_hosts_names_whatever_bytes_they_are(
     agent.until_ready("u").await;
     let file = std::fs::read(node.path("root/pods/u/etc-hosts")).unwrap();
     assert!(file.ends_with(names), "{file:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_could_not_be_made_is_gone_without_a_wait() {
+    let node = Node::new();
+    node.fake.fault(Fault::fail("RunPodSandbox", Code::Unknown, "no"));
+    let agent = node.start_synced(&[pod("u", &["a"])]).await;
+    agent.until("it failed again and again", || node.count("RunPodSandbox") == 6).await;
+    pass(SECOND).await;
+    let began = Instant::now();
+    agent.gone("u").await;
+    agent.until_gone("u").await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    node.assert_gone("u");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_ended_is_told() {
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &["a", "b"])]).await;
+    agent.until_ready("u").await;
+    node.fake.fault(Fault::fail("StopContainer", Code::Unknown, "no").object("a").once());
+    node.fake.fault(Fault::fail("StopPodSandbox", Code::Unknown, "nor that").once());
+    agent.gone("u").await;
+    agent.until_gone("u").await;
+    let told = agent.events().into_iter().filter(|e| e.starts_with("FailedKillPod")).collect::<Vec<_>>();
+    let error = |what: &str, whose: &str, why: &str| {
+        format!(
+            "FailedKillPod: error killing pod: failed to \"{what}\" for \"{whose}\" with {what}Error: \
+             \"rpc error: code = Unknown desc = {why}\""
+        )
+    };
+    assert_eq!(told, [error("KillContainer", "a", "no"), error("KillPodSandbox", "u", "nor that")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_a_pod_gains_are_there_for_its_next_container() {
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &["main"])]).await;
+    agent.until_ready("u").await;
+    let mut main = container("main");
+    main["image"] = json!("reg.test/app:2");
+    main["volumeMounts"] = json!([{"name": "new", "mountPath": "/new"}]);
+    let spec = json!({"containers": [main], "volumes": [{"name": "new", "emptyDir": {}}]});
+    agent.put(&custom("u", "u", spec)).await;
+    agent.until("it runs anew", || node.count("StartContainer") == 2 && agent.is_ready("u")).await;
+    let made = node.fake.requests::<v1::CreateContainerRequest>().pop().unwrap().config.unwrap();
+    let mount = made.mounts.iter().find(|m| m.container_path == "/new").unwrap();
+    assert!(std::path::Path::new(&mount.host_path).is_dir(), "{mount:?}");
 }

@@ -113,3 +113,36 @@ async fn what_ended_for_good_is_not_shown_as_waiting() {
         (&json!(128), &json!("StartError"))
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_image_does_not_wait_out_the_back_off_of_the_one_before() {
+    let node = Node::with(FakeRuntime::builder());
+    node.fake.on_pull("reg.test/app:1", Pull::fails("no such host"));
+    node.fake.on_pull("reg.test/app:2", Pull::gives(FakeImage::new("reg.test/app:2")));
+    node.fake.on_pull("reg.test/app:3", Pull::gives(FakeImage::new("reg.test/app:3")));
+    let with_image = |n: u32| {
+        let mut p = pod("u", &["main"]);
+        p.spec.as_mut().unwrap().containers[0].image = Some(format!("reg.test/app:{n}"));
+        p
+    };
+    let agent = node.start_synced(&[with_image(1)]).await;
+    until_calls(&node, &agent, "PullImage", 5).await;
+    agent.until("it waits", || waits(&agent, "ImagePullBackOff")).await;
+    node.fake.script("main", Script::exits(1, SECOND));
+    agent.put(&with_image(2)).await;
+    let began = Instant::now();
+    until_calls(&node, &agent, "StartContainer", 1).await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    until_calls(&node, &agent, "StartContainer", 5).await;
+    agent.until("it waits", || waits(&agent, "CrashLoopBackOff")).await;
+    node.fake.script("main", Script::forever());
+    agent.put(&with_image(3)).await;
+    let began = Instant::now();
+    agent.until_ready("u").await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+}
+
+/// The container `main` of the pod `u` waits for `reason`.
+fn waits(agent: &Running, reason: &str) -> bool {
+    agent.state("u", "main")["waiting"]["reason"] == reason
+}

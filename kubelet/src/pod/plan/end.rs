@@ -1,6 +1,6 @@
 //! The plan of a pod that must end: its processes, its sandbox, its cgroup, and what is left of it. Pure.
 
-use super::{Input, Kill, Outcome, POD, Phase, Plan, Step, outcome_as_seen, retry_at};
+use super::{Input, Kill, Outcome, POD, Phase, Plan, Step, outcome, retry_at};
 use crate::api::{self, Pod};
 use crate::pleg::observed::{Instance, Observed, Sandbox, State};
 use crate::pod::desired::{Desired, SHORTEST_GRACE, StopReason, grace_of};
@@ -19,7 +19,7 @@ pub fn overran(desired: &Desired, observed: &Observed) -> bool {
         return false;
     };
     let in_time = |i: &Instance| i.state == State::Exited && i.finished_at <= *at;
-    outcome_as_seen(desired, observed).is_none() || !observed.containers.iter().all(in_time)
+    outcome(desired, observed).is_none() || !observed.containers.iter().all(in_time)
 }
 
 /// Ends everything; then, when the source has let go of the pod, removes everything.

@@ -3,10 +3,11 @@
 //! A container's own rules come first (KEP-5307, KEP-5532), then its own restart policy, then the pod's. An init container
 //! with `restartPolicy: Always` is a sidecar (KEP-753): it runs as long as the pod does and has no say in how the pod ends.
 
-use super::{Input, Outcome, usable};
+use super::{Outcome, usable};
 use crate::api::{self, Container, Pod};
 use crate::event::ContainerList;
 use crate::pleg::observed::{Instance, Observed, State};
+use crate::pod::desired::Desired;
 use crate::pod::translate::resources::is_sidecar;
 use std::collections::HashMap;
 
@@ -130,17 +131,17 @@ fn last<'a>(pod: &Pod, observed: &'a Observed, c: &'a Container) -> Option<&'a I
     observed.latest(&c.name).filter(|i| ended_for_good(pod, i))
 }
 
-/// The pod's own end: `None` while something runs or will run again. Sidecars do not count.
-pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
-    let pod = &input.desired.pod;
+/// The pod's own end, by what is seen alone: `None` while something runs or will run again. Sidecars do not count.
+pub fn outcome(desired: &Desired, observed: &Observed) -> Option<Outcome> {
+    let pod = &desired.pod;
     let spec = api::spec(pod);
     // Init containers were through where a regular one was made. What ran in an older sandbox says nothing.
     let went_on = |sandbox: &str| {
-        let here = |c: &Container| input.observed.latest(&c.name).is_some_and(|i| i.sandbox_id == sandbox);
+        let here = |c: &Container| observed.latest(&c.name).is_some_and(|i| i.sandbox_id == sandbox);
         spec.containers.iter().any(here)
     };
     let failed_init = |c: &Container| {
-        let failed = last(pod, input.observed, c).filter(|i| !succeeded(ContainerList::Init, c, i));
+        let failed = last(pod, observed, c).filter(|i| !succeeded(ContainerList::Init, c, i));
         failed.is_some_and(|i| !went_on(&i.sandbox_id))
     };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
@@ -149,7 +150,7 @@ pub fn outcome(input: &Input<'_>) -> Option<Outcome> {
     }
     let mut failed = false;
     for c in &spec.containers {
-        failed |= !succeeded(ContainerList::Regular, c, last(pod, input.observed, c)?);
+        failed |= !succeeded(ContainerList::Regular, c, last(pod, observed, c)?);
     }
     if spec.containers.is_empty() {
         return None;

@@ -218,11 +218,12 @@ impl<'a> Planner<'a> {
                 }
             }
             State::Created if self.is_current(latest) && latest.hash == translate::container_hash(c) => {
-                match self.input.memory.failed_starts.get(&latest.id) {
+                let failed = self.input.memory.failed_starts.get(&latest.id);
+                match failed.map(|until| self.input.yet_to_come(*until)) {
                     None => self.steps.push(Step::Resume { list, index, id: latest.id.clone() }),
                     // No end was seen from which the crash back-off could count.
-                    Some(until) if *until > self.input.now => self.wake_at(*until),
-                    Some(_) => self.start(list, index, &c.name, next, None),
+                    Some(Some(at)) => self.wake_at(at),
+                    Some(None) => self.start(list, index, &c.name, next, None),
                 }
             }
             State::Unknown => {
@@ -269,10 +270,7 @@ impl<'a> Planner<'a> {
         }
         let next = self.count(&c.name, Some(latest));
         let before = self.input.observed.instances(&c.name).find(|i| i.state == State::Exited);
-        let entry = self.input.memory.backoff.get(&c.name).copied();
-        let verdict =
-            before.map(|b| backoff::decide(entry, b.finished_at, self.input.now, self.input.backoff_cap));
-        match verdict {
+        match before.map(|b| self.input.backoff(b)) {
             None => self.start(list, index, &c.name, next, None),
             Some(Verdict::Start(entry)) => self.start(list, index, &c.name, next, Some(entry)),
             // The plan that sees its end tells of the wait.
@@ -293,8 +291,7 @@ impl<'a> Planner<'a> {
 
     /// The crash back-off allows another run now; otherwise it is said that, and until when, the container waits.
     fn may_restart(&mut self, ended: &Instance) -> Option<backoff::Entry> {
-        let entry = self.input.memory.backoff.get(&ended.name).copied();
-        match backoff::decide(entry, ended.finished_at, self.input.now, self.input.backoff_cap) {
+        match self.input.backoff(ended) {
             Verdict::Start(entry) => Some(entry),
             Verdict::Wait { until, wait } => {
                 let (name, pod) = (&ended.name, PodRef::of(&self.input.desired.pod));

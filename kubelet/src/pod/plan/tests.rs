@@ -75,6 +75,12 @@ fn observed(sandboxes: Vec<Sandbox>, containers: Vec<Instance>) -> Observed {
     seen
 }
 
+/// The steady clock when the other one, which nobody has set, says so.
+fn instant(now: i64) -> Instant {
+    static EPOCH: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    *EPOCH + Duration::from_nanos(now.unsigned_abs())
+}
+
 fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) -> Plan {
     let readiness = Readiness::default();
     plan(&Input {
@@ -84,6 +90,7 @@ fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) ->
         readiness: &readiness,
         cgroup: false,
         now,
+        instant: instant(now),
         backoff_cap: backoff::DEFAULT_CAP,
         kept: &Kept::default(),
     })
@@ -288,12 +295,58 @@ fn the_second_crash_waits_and_says_so() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_makes_nothing_wait_longer() {
+    let d = desired(pod("Always", &[], &["a"]));
+    let up = vec![sandbox("s0", 0, true)];
+    let crashed = observed(up.clone(), vec![instance("a", 1, "s0", Exited, 1)]);
+    let entry = backoff::Entry { wait: Duration::from_secs(10), updated: NOW };
+    let crash = Memory {
+        backoff: HashMap::from([("a".into(), entry)]),
+        ends: HashMap::from([("a-1".into(), instant(NOW))]),
+        ..Memory::default()
+    };
+    let waiting = Waiting { reason: "ErrImagePull".into(), message: "no".into() };
+    let failure = Memory {
+        waiting: BTreeMap::from([("a".into(), waiting)]),
+        retry: HashMap::from([("a".into(), instant(NOW + 10 * S))]),
+        ..Memory::default()
+    };
+    let made = observed(up.clone(), vec![instance("a", 1, "s0", Created, 0)]);
+    let start =
+        Memory { failed_starts: HashMap::from([("a-1".into(), instant(NOW + 10 * S))]), ..Memory::default() };
+    for (seen, memory, want) in [
+        (&crashed, &crash, "start a 2"),
+        (&observed(up, vec![]), &failure, "start a 0"),
+        (&made, &start, "start a 2"),
+    ] {
+        let readiness = Readiness::default();
+        let hour = 3600 * S;
+        let after = |seconds: i64| {
+            plan(&Input {
+                desired: &d,
+                observed: seen,
+                memory,
+                readiness: &readiness,
+                cgroup: false,
+                now: NOW + seconds * S - hour,
+                instant: instant(NOW + seconds * S),
+                backoff_cap: backoff::DEFAULT_CAP,
+                kept: &Kept::default(),
+            })
+        };
+        let waits = after(4);
+        assert_eq!((waits.steps.len(), waits.wake), (0, Some(NOW + 10 * S - hour)), "{want}");
+        assert_eq!(short(&after(10), &d.pod), [want]);
+    }
+}
+
+#[test]
 fn one_container_that_cannot_start_does_not_hold_up_the_others() {
     let d = desired(pod("Always", &[], &["a", "b"]));
     let waiting = Waiting { reason: "ErrImagePull".into(), message: "no".into() };
     let memory = Memory {
         waiting: BTreeMap::from([("a".into(), waiting.clone())]),
-        retry: HashMap::from([("a".into(), NOW + S)]),
+        retry: HashMap::from([("a".into(), instant(NOW + S))]),
         ..Memory::default()
     };
     let plan = plan_at(&d, &observed(vec![sandbox("s0", 0, true)], vec![]), &memory, NOW);
@@ -306,7 +359,7 @@ fn a_created_instance_is_resumed_once_and_replaced_when_that_fails() {
     let d = desired(pod("Always", &[], &["a"]));
     let seen = observed(vec![sandbox("s0", 0, true)], vec![instance("a", 0, "s0", Created, 0)]);
     check(&d, &seen, &Memory::default(), Phase::Running, &["resume a-0"]);
-    let memory = Memory { failed_starts: HashMap::from([("a-0".into(), NOW)]), ..Memory::default() };
+    let memory = Memory { failed_starts: HashMap::from([("a-0".into(), instant(NOW))]), ..Memory::default() };
     check(&d, &seen, &memory, Phase::Running, &["start a 1"]);
 }
 
@@ -346,6 +399,7 @@ fn dead_instances_are_kept_by_number_and_age_and_the_newest_in_any_case() {
             readiness: &readiness,
             cgroup: true,
             now,
+            instant: instant(now),
             backoff_cap: backoff::DEFAULT_CAP,
             kept,
         };
@@ -466,6 +520,7 @@ fn a_container_whose_probe_failed_is_ended_and_started_again_as_the_back_off_all
             readiness: &readiness,
             cgroup: true,
             now: NOW,
+            instant: instant(NOW),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &Kept::default(),
         };

@@ -88,10 +88,7 @@ impl Steps {
     fn no_image(&self, path: &str, e: ImageError) -> Failure {
         self.event(Kind::Warning, Some(path.to_owned()), "Failed", format!("Error: {}", e.reason));
         let mut failure = Failure::waiting(e.reason, e.message);
-        failure.retry_at = e.retry_at.map(|at| {
-            let wait = at.saturating_duration_since(tokio::time::Instant::now());
-            self.rooms.clock.nanos().saturating_add(i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX))
-        });
+        failure.retry_at = e.retry_at;
         failure
     }
 

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 struct Under {
     /// The turns of those that have not ended yet.
     way: Vec<u32>,
-    /// One could not be stopped: nobody's turn comes any more.
-    failed: bool,
+    /// Which could not be stopped, and why: nobody's turn comes any more.
+    failed: Vec<String>,
 }
 
 impl Steps {
@@ -42,15 +42,17 @@ impl Steps {
         // Whole seconds, as upstream's: what was spent is rounded down.
         let left = || grace.saturating_sub(Duration::from_secs(began.elapsed().as_secs()));
         let under =
-            watch::Sender::new(Under { way: targets.iter().map(|t| t.turn).collect(), failed: false });
+            watch::Sender::new(Under { way: targets.iter().map(|t| t.turn).collect(), failed: Vec::new() });
         let stops = targets.iter().map(|t| {
             let (under, left) = (&under, &left);
             async move {
                 self.pre_stop(pod, t, grace).await;
                 let mut others = under.subscribe();
                 let come = async {
-                    let come = others.wait_for(|u| u.failed || u.way.iter().all(|at| *at >= t.turn)).await;
-                    come.is_ok_and(|u| u.failed)
+                    let come = others
+                        .wait_for(|u| !u.failed.is_empty() || u.way.iter().all(|at| *at >= t.turn))
+                        .await;
+                    come.is_ok_and(|u| !u.failed.is_empty())
                 };
                 // Whoever does not get its turn within the grace is stopped all the same.
                 if tokio::time::timeout_at(began + grace, come).await.unwrap_or(false) {
@@ -59,12 +61,21 @@ impl Steps {
                 let ended = self.stop_container(t, left().max(MINIMUM_GRACE)).await;
                 under.send_modify(|u| match ended {
                     Ok(()) => drop(u.way.iter().position(|at| *at == t.turn).map(|i| u.way.swap_remove(i))),
-                    Err(_) => u.failed = true,
+                    Err(e) => u.failed.push(format!(
+                        "failed to \"KillContainer\" for \"{}\" with KillContainerError: \"{}\"",
+                        t.name,
+                        e.rpc_text()
+                    )),
                 });
             }
         });
         join_all(stops).await;
-        if under.borrow().failed { Err(Failure::default()) } else { Ok(()) }
+        let why = match under.borrow().failed.as_slice() {
+            [] => return Ok(()),
+            [one] => one.clone(),
+            several => format!("[{}]", several.join(", ")),
+        };
+        Err(Failure { not_ended: Some(why), ..Failure::default() })
     }
 
     async fn stop_container(&self, target: &Kill, grace: Duration) -> Result<(), cri::Error> {

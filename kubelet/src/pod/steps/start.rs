@@ -8,7 +8,7 @@ use crate::objects::{self, Found, Key, Known, Objects};
 use crate::pleg::observed::Observed;
 use crate::pod::desired::grace_of;
 use crate::pod::hooks;
-use crate::pod::plan::Kill;
+use crate::pod::plan::{self, Kill};
 use crate::pod::translate::{self, ContainerInput, EnvSources, ResolvConf, SourceError};
 use crate::trace::{self, Phase};
 use crate::volume::Mounted;
@@ -43,7 +43,8 @@ impl Steps {
     /// Directories, cgroup and volumes: what must be there before anything of the pod runs.
     async fn prepare(&mut self, pod: &Pod) -> Result<(), Failure> {
         let memory_limit = self.limit(pod)?;
-        if self.mounted.is_some() {
+        let volumes = api::spec(pod).volumes.as_deref().unwrap_or_default();
+        if self.mounted.is_some() && self.mounted_for == volumes {
             return Ok(());
         }
         if let Err(error) = self.rooms.volumes.prepare_pod_dirs(&self.pod.uid) {
@@ -55,6 +56,7 @@ impl Steps {
         match trace::phase(Phase::Volumes, "", set_up, |e| e.message.clone()).await {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
+                self.mounted_for = volumes.to_vec();
                 self.keep_volumes(&Arc::new(pod.clone()));
                 Ok(())
             }
@@ -423,6 +425,17 @@ impl Steps {
             translate::security::map_container(&mut config, range);
         }
         Ok(config)
+    }
+
+    /// What an earlier incarnation was killed writing is made whole, for the containers that have it mounted.
+    pub fn mend_hosts_file(&self, pod: &Pod, seen: &Observed) {
+        let on_host = api::spec(pod).host_network.unwrap_or(false);
+        let Some(sandbox) = seen.sandbox().filter(|s| plan::usable(s, on_host)) else { return };
+        let ips = if on_host { &self.rooms.facts.node_ips } else { &sandbox.ips };
+        let there = self.rooms.volumes.pod_dir(&self.pod.uid).join("etc-hosts").exists();
+        if let Some(Err(error)) = there.then(|| self.hosts_file(pod, ips)) {
+            tracing::warn!(pod = %self.pod, error, "cannot write the pod's hosts file");
+        }
     }
 
     /// Writes the pod's managed `/etc/hosts`; none for a pod whose containers bring their own.

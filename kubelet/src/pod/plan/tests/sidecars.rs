@@ -69,6 +69,7 @@ fn a_startup_probe_holds_the_next_one_back_until_it_succeeds() {
             readiness,
             cgroup: false,
             now: NOW,
+            instant: instant(NOW),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &Kept::default(),
         });

@@ -137,6 +137,7 @@ impl Sim {
             readiness: &readiness,
             cgroup: self.cgroup,
             now: self.now,
+            instant: instant(self.now),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &self.kept,
         });
