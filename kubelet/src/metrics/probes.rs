@@ -4,8 +4,11 @@ use super::kubelet::buckets::DEFAULT;
 use super::{Counter, Family, Histogram, Registry};
 use crate::api::PodRef;
 
-/// What the lateness of a probe is measured in: a probe that is on time is late by a few microseconds.
-const LATENESS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// What the lateness of a probe is measured in. A probe that is on time is late by the grain of the timer, a millisecond.
+const LATENESS: &[f64] = &[
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2,
+    0.3, 0.5, 1.0, 2.0, 5.0,
+];
 
 const RESULTS: [&str; 3] = ["successful", "failed", "unknown"];
 
@@ -17,8 +20,11 @@ pub struct ProbeMetrics {
     pub total: Family<Counter, 6>,
     /// `prober_probe_duration_seconds`: labels container, namespace, pod, probe_type.
     pub duration: Family<Histogram, 4>,
-    /// `stevedore_prober_lateness_seconds`: from when a probe was due to when it began.
-    pub lateness: Histogram,
+    /// `stevedore_prober_lateness_seconds`: from when a probe was due to when its command or connection was begun. Label
+    /// means: `command` or `connection`.
+    pub lateness: Family<Histogram, 1>,
+    /// `stevedore_prober_place_wait_seconds`: what of that was spent waiting for one of the places. Same label.
+    pub place_wait: Family<Histogram, 1>,
 }
 
 impl Default for ProbeMetrics {
@@ -36,9 +42,16 @@ impl Default for ProbeMetrics {
                 ["container", "namespace", "pod", "probe_type"],
                 DEFAULT,
             ),
-            lateness: registry.histogram(
+            lateness: registry.histograms(
                 "stevedore_prober_lateness_seconds",
-                "From the moment a probe was due to the moment it began.",
+                "From the moment a probe was due to the moment its command or connection was begun.",
+                ["means"],
+                LATENESS,
+            ),
+            place_wait: registry.histograms(
+                "stevedore_prober_place_wait_seconds",
+                "What of a probe's lateness was spent waiting for a place among those under way.",
+                ["means"],
                 LATENESS,
             ),
             registry,

@@ -86,6 +86,8 @@ struct Probe {
     timing: Timing,
     /// When the next run is due, or the one that waits or is under way was.
     due: Instant,
+    /// Since when the run that is due waits for its place.
+    waits_since: Instant,
     row: Row,
     state: At,
 }
@@ -292,6 +294,7 @@ impl Task {
                             command: p.exec.is_some(),
                             timing,
                             due,
+                            waits_since: due,
                             row: Row::default(),
                             state: At::Rest,
                         };
@@ -334,7 +337,7 @@ impl Task {
         while let Some((at, key)) = self.agenda.first().copied().filter(|(at, _)| *at <= now) {
             self.agenda.remove(&(at, key));
             let Some(probe) = self.probes.get_mut(&key) else { continue };
-            probe.state = At::Waiting;
+            (probe.state, probe.waits_since) = (At::Waiting, now);
             let queue =
                 if probe.command { &mut self.waiting_commands } else { &mut self.waiting_connections };
             queue.push_back(key);
@@ -373,11 +376,15 @@ impl Task {
             instance: probe.instance.clone(),
             ip: targets.ip,
         };
-        let began = Instant::now();
-        self.metrics.probes.lateness.observe_duration(began.saturating_duration_since(probe.due));
+        let means = if probe.command { "command" } else { "connection" };
+        let metrics = &self.metrics.probes;
+        metrics.place_wait.with([means]).observe_duration(probe.waits_since.elapsed());
+        let (due, lateness) = (probe.due, metrics.lateness.with([means]));
         probe.state = At::Flying;
         let asked = self.prober.ask(question);
         let abort = self.jobs.spawn(async move {
+            let began = Instant::now();
+            lateness.observe_duration(began.saturating_duration_since(due));
             let answer = asked.await;
             Done::Answer { took: began.elapsed(), answer }
         });

@@ -1,7 +1,8 @@
 //! What probing costs: pods whose containers are asked by command, HTTP and TCP every ten seconds.
 //!
-//! How late probes begin is the agent's own figure (`stevedore_prober_lateness_seconds`), over the same time as its
-//! processor time.
+//! How late probes begin is the agent's own figure (`stevedore_prober_lateness_seconds`: from when a probe was due to when
+//! its command or connection was begun), over the same time as its processor time. How busy the machine was with
+//! everything is told beside it: who must wait for a core is late whatever the agent does.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,19 @@ pub(super) struct Probing {
     pub cpu_percent: f64,
     /// 99 of 100 probes were late by no more than this bound of the histogram, in milliseconds.
     pub late_p99_ms: f64,
+    /// The same of commands alone.
+    pub command_late_p99_ms: f64,
+    /// What of that was spent waiting for a place.
+    pub command_place_p99_ms: f64,
+    /// The same of connections alone.
+    pub connection_late_p99_ms: f64,
+    /// How busy all cores were, with everything that ran.
+    pub machine_percent: f64,
     pub pss_mib: f64,
 }
+
+const LATENESS: &str = "stevedore_prober_lateness_seconds";
+const PLACE_WAIT: &str = "stevedore_prober_place_wait_seconds";
 
 /// Runs the pods and looks at the agent; the pods are removed at the end.
 pub(super) async fn measure(setting: &mut Setting, amounts: Amounts, quick: bool) -> Result<Probing> {
@@ -53,19 +65,38 @@ pub(super) async fn measure(setting: &mut Setting, amounts: Amounts, quick: bool
     }
     tokio::time::sleep(amounts.settle).await;
     let agent = setting.agent()?;
-    let (lateness, cpu, began) = (lateness(setting.read_only_port()).await?, agent.cpu_ms()?, now());
+    let port = setting.read_only_port();
+    let (before, machine, cpu, began) = (page(port).await?, machine()?, agent.cpu_ms()?, now());
     tokio::time::sleep(if quick { amounts.idle } else { amounts.idle.max(AT_LEAST) }).await;
     let cpu_percent = (agent.cpu_ms()? - cpu) / ms(began, now()) * 100.0;
-    let after = self::lateness(setting.read_only_port()).await?;
+    let machine_percent = busy(machine, self::machine()?);
+    let after = page(port).await?;
     let pss_mib = agent.pss_mib()?;
-    let during: Vec<(f64, u64)> =
-        after.iter().zip(&lateness).map(|((bound, a), (_, b))| (*bound, a - b)).collect();
-    let probes = during.last().map_or(0, |(_, n)| *n);
+    let of = |family: &str, means: &str| {
+        let all = buckets(&after, family, means).into_iter().zip(buckets(&before, family, means));
+        all.map(|((bound, a), (_, b))| (bound, a.saturating_sub(b))).collect::<Vec<_>>()
+    };
+    let (command, connection) = (of(LATENESS, "command"), of(LATENESS, "connection"));
+    if command.is_empty() || connection.is_empty() {
+        bail!("/metrics/probes does not tell how late probes are")
+    }
+    let both: Vec<_> = command.iter().zip(&connection).map(|((at, a), (_, b))| (*at, a + b)).collect();
     for name in &names {
         setting.retract(name)?;
     }
     setting.wait_left(0).await?;
-    Ok(Probing { pods: names.len(), probes, cpu_percent, late_p99_ms: bound(&during, 0.99) * 1e3, pss_mib })
+    let p99 = |buckets: &[(f64, u64)]| bound(buckets, 0.99) * 1e3;
+    Ok(Probing {
+        pods: names.len(),
+        probes: both.last().map_or(0, |(_, n)| *n),
+        cpu_percent,
+        late_p99_ms: p99(&both),
+        command_late_p99_ms: p99(&command),
+        command_place_p99_ms: p99(&of(PLACE_WAIT, "command")),
+        connection_late_p99_ms: p99(&connection),
+        machine_percent,
+        pss_mib,
+    })
 }
 
 /// A pod that is asked in three ways; what it serves, it serves to the probes.
@@ -107,27 +138,40 @@ async fn running(setting: &Setting) -> Result<usize> {
     Ok(list.iter().filter(|c| c.state() == cri::v1::ContainerState::ContainerRunning).count())
 }
 
-/// The buckets of the agent's histogram: bound in seconds and how many were no later.
-async fn lateness(port: u16) -> Result<Vec<(f64, u64)>> {
+/// The page with the agent's histograms of probes.
+async fn page(port: u16) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let request = "GET /metrics/probes HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await?;
     let mut page = String::new();
     stream.read_to_string(&mut page).await?;
-    let buckets = buckets(&page);
-    if buckets.is_empty() {
-        bail!("/metrics/probes does not tell how late probes are")
-    }
-    Ok(buckets)
+    Ok(page)
 }
 
-fn buckets(page: &str) -> Vec<(f64, u64)> {
-    let lines = page.lines().filter_map(|l| l.strip_prefix("stevedore_prober_lateness_seconds_bucket{le=\""));
+/// The buckets of a histogram on the page: bound in seconds and how many were no more.
+fn buckets(page: &str, family: &str, means: &str) -> Vec<(f64, u64)> {
+    let start = format!("{family}_bucket{{means=\"{means}\",le=\"");
+    let lines = page.lines().filter_map(|l| l.strip_prefix(&start));
     let parsed = lines.filter_map(|line| {
         let (bound, count) = line.split_once("\"} ")?;
         Some((bound.parse().ok()?, count.trim().parse().ok()?))
     });
     parsed.collect()
+}
+
+/// Ticks of all cores since the machine began: in work, and in all.
+fn machine() -> Result<(u64, u64)> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // User to steal; guests are counted within.
+    let ticks: Vec<u64> = all.take(8).filter_map(|n| n.parse().ok()).collect();
+    let (sum, idle) = (ticks.iter().sum::<u64>(), ticks.iter().skip(3).take(2).sum::<u64>());
+    Ok((sum - idle, sum))
+}
+
+fn busy(before: (u64, u64), after: (u64, u64)) -> f64 {
+    let (work, all) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    work as f64 / all.max(1) as f64 * 100.0
 }
 
 /// The smallest bound that so large a share is no later than.
@@ -143,12 +187,20 @@ mod tests {
 
     #[test]
     fn the_bound_is_the_bucket_in_which_the_share_is_reached() {
-        let page = "x 1\nstevedore_prober_lateness_seconds_bucket{le=\"0.001\"} 50\n\
-                    stevedore_prober_lateness_seconds_bucket{le=\"0.05\"} 99\n\
-                    stevedore_prober_lateness_seconds_bucket{le=\"+Inf\"} 100\n";
-        let read = buckets(page);
+        let page = "x 1\nlate_bucket{means=\"command\",le=\"0.001\"} 50\n\
+                    late_bucket{means=\"command\",le=\"0.05\"} 99\n\
+                    late_bucket{means=\"connection\",le=\"0.05\"} 7\n\
+                    late_bucket{means=\"command\",le=\"+Inf\"} 100\n";
+        let read = buckets(page, "late", "command");
         assert_eq!(read, [(0.001, 50), (0.05, 99), (f64::INFINITY, 100)]);
         assert_eq!((bound(&read, 0.5), bound(&read, 0.99)), (0.001, 0.05));
         assert_eq!(bound(&read, 0.995), f64::INFINITY);
+    }
+
+    #[test]
+    fn the_machine_is_as_busy_as_its_ticks_tell() {
+        assert!((busy((100, 1000), (130, 1100)) - 30.0).abs() < 1e-9);
+        let (work, all) = machine().unwrap();
+        assert!(0 < work && work <= all);
     }
 }

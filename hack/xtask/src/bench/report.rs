@@ -136,6 +136,20 @@ fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
                 p.late_p99_ms,
                 Some(50.0),
             ),
+            Row::agent("of these commands, at most".to_owned(), "ms", p.command_late_p99_ms, None),
+            Row::agent(
+                "commands' wait for a place, 99th percentile, at most".to_owned(),
+                "ms",
+                p.command_place_p99_ms,
+                None,
+            ),
+            Row::agent("connections, at most".to_owned(), "ms", p.connection_late_p99_ms, None),
+            Row::agent(
+                "all cores meanwhile, with everything that ran".to_owned(),
+                "%",
+                p.machine_percent,
+                None,
+            ),
             Row::agent("memory (PSS)".to_owned(), "MiB", p.pss_mib, None),
         ];
     }
