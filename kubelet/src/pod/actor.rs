@@ -3,31 +3,32 @@
 //! The loop never blocks on anything but its own pod. While it waits, every arm of its select is cancel-safe:
 //! `watch` channels and a timer. Calls that change the runtime are awaited to their end or deadline, because a call
 //! that was dropped half-way says nothing about what it did; image pulls are dropped when the pod must end.
+//!
+//! Here is the loop and how steps are carried out. `remembered` has what outlives a plan, `told` what statuses and events
+//! say, `aim` what is probed.
 
-use super::backoff;
+mod aim;
+mod remembered;
+mod told;
+
 use super::dead::{Condemned, Kept};
-use super::desired::{Desired, StopReason};
+use super::desired::Desired;
 use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
-use super::translate;
 use super::wants::Wants;
-use crate::api::{self, Pod, PodRef, PodUid};
-use crate::event::ContainerList;
-use crate::log;
-use crate::pleg::observed::{Instance, Observed, State};
-use crate::probe::{self, PodProbes, Readiness, Target, Targets};
-use crate::status::{self, Removed, api_status};
-use crate::trace::{self, End, PodStart};
+use crate::api::{PodRef, PodUid};
+use crate::pleg::observed::Observed;
+use crate::probe::{PodProbes, Readiness};
+use crate::status::Removed;
+use crate::trace::{self, PodStart};
 use futures::future::join_all;
 use jiff::Timestamp;
+use remembered::{adopt, adoption_time, logged};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-
-/// Waits after a failed step: first and longest. Upstream's longest is the same.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// How many containers are removed at once.
 const REMOVALS_AT_ONCE: usize = 8;
@@ -171,7 +172,9 @@ impl Actor {
             self.count_restarts();
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
-            self.aim_probes(&desired);
+            let ips = &self.rooms.facts.node_ips;
+            let ending = self.phase >= Phase::Terminating;
+            self.probes.aim(aim::targets(&desired.pod, &self.seen, ips, ending));
             self.memory.outcome = self.memory.outcome.or(plan.outcome);
             let updated = !Arc::ptr_eq(&acted_on, &desired.pod);
             if updated && self.phase <= Phase::Running && !self.seen.is_empty() {
@@ -222,15 +225,6 @@ impl Actor {
         }
     }
 
-    /// Where an earlier incarnation was killed while it ended and removed all containers to run them again, that goes on. For
-    /// the back-off it counts as if this agent had begun it.
-    fn resume_reset(&mut self, pod: &Pod) {
-        let Some(source) = plan::begun_reset(pod, &self.seen, &self.memory.restarts) else { return };
-        let entry = backoff::restarted(source, self.rooms.clock.nanos(), self.rooms.backoff_cap);
-        self.memory.resetting = Some(source.id.clone());
-        self.memory.backoff.insert(source.name.clone(), entry);
-    }
-
     /// Takes what pleg published, unless this actor has seen something newer itself.
     fn take_observed(&mut self) {
         let published = self.observed.borrow_and_update().clone();
@@ -251,34 +245,6 @@ impl Actor {
             backoff_cap: self.rooms.backoff_cap,
             kept: &self.kept,
         })
-    }
-
-    /// Has the containers probed that run.
-    fn aim_probes(&mut self, desired: &Desired) {
-        let spec = api::spec(&desired.pod);
-        let lists = [
-            (ContainerList::Init, spec.init_containers.as_deref().unwrap_or_default()),
-            (ContainerList::Regular, spec.containers.as_slice()),
-        ];
-        let mut running = Vec::new();
-        for (list, containers) in lists {
-            for (index, c) in containers.iter().enumerate().filter(|(_, c)| probe::is_probed(c)) {
-                let latest = self.seen.latest(&c.name).filter(|i| i.state == State::Running);
-                running.extend(latest.map(|i| Target {
-                    list,
-                    index,
-                    instance: i.id.clone(),
-                    started_at: i.started_at,
-                }));
-            }
-        }
-        let ip = if spec.host_network.unwrap_or(false) {
-            self.rooms.facts.node_ips.first().copied()
-        } else {
-            self.seen.sandbox().and_then(|s| s.ips.first().copied())
-        };
-        let terminating = self.phase >= Phase::Terminating;
-        self.probes.aim(Targets { pod: desired.pod.clone(), terminating, ip, running });
     }
 
     /// Waits for anything that could change the plan; false when the agent is stopping.
@@ -413,20 +379,10 @@ impl Actor {
         match step {
             Step::Kill { targets, grace } => {
                 let grace = self.grace_left(*grace);
-                let kill = self.steps.kill(pod, targets, grace);
-                tokio::pin!(kill);
-                loop {
-                    tokio::select! {
-                        done = &mut kill => return done,
-                        // What is being ended is still asked whether it is ready, and that is still told.
-                        () = self.probes.changed() => {
-                            self.readiness = self.probes.readiness();
-                            if let Some(status) = self.status(desired, plan) {
-                                self.rooms.statuses.publish(&self.pod, status);
-                            }
-                        }
-                    }
-                }
+                let steps = self.lend_steps();
+                let done = self.telling(desired, plan, Box::pin(steps.kill(pod, targets, grace))).await;
+                self.steps = steps;
+                done
             }
             Step::StopSandbox { id } => {
                 self.steps.stop_sandbox(id).await?;
@@ -441,13 +397,22 @@ impl Actor {
                 if let (Some(entry), Some(c)) = (backoff, self.steps.container(pod, *list, *index)) {
                     self.memory.backoff.insert(c.name.clone(), *entry);
                 }
-                let mut desired = self.desired.clone();
-                let seen = self.seen.clone();
-                self.steps.start(pod, &seen, *list, *index, *restart_count, until_stop(&mut desired)).await
+                let (mut orders, seen) = (self.desired.clone(), self.seen.clone());
+                let stop = until_stop(&mut orders);
+                let mut steps = self.lend_steps();
+                let start = Box::pin(steps.start(pod, &seen, *list, *index, *restart_count, stop));
+                let done = self.telling(desired, plan, start).await;
+                self.steps = steps;
+                done
             }
             Step::Resume { list, index, id } => {
-                let mut desired = self.desired.clone();
-                self.steps.resume(pod, *list, *index, id, until_stop(&mut desired)).await
+                let mut orders = self.desired.clone();
+                let stop = until_stop(&mut orders);
+                let steps = self.lend_steps();
+                let resume = Box::pin(steps.resume(pod, *list, *index, id, stop));
+                let done = self.telling(desired, plan, resume).await;
+                self.steps = steps;
+                done
             }
             Step::Reset { source, name, backoff } => {
                 self.memory.resetting = Some(source.clone());
@@ -462,6 +427,33 @@ impl Actor {
             Step::RemoveSandbox { id } => self.steps.remove_sandbox(pod, id).await,
             Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
             Step::CleanUp => self.steps.clean_up().await,
+        }
+    }
+
+    /// The steps, to be put back; in their place stands what a status needs of them.
+    fn lend_steps(&mut self) -> Steps {
+        let stand_in = self.steps.stand_in();
+        std::mem::replace(&mut self.steps, stand_in)
+    }
+
+    /// Awaits what may take long. What runs meanwhile is still asked whether it is ready, and that is still told. The work is
+    /// boxed by the caller: it is large, and would be held twice.
+    async fn telling<T>(
+        &mut self,
+        desired: &Desired,
+        plan: &Plan,
+        mut work: impl Future<Output = T> + Unpin,
+    ) -> T {
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = self.probes.changed() => {
+                    self.readiness = self.probes.readiness();
+                    if let Some(status) = self.status(desired, plan) {
+                        self.rooms.statuses.publish(&self.pod, status);
+                    }
+                }
+            }
         }
     }
 
@@ -481,81 +473,8 @@ impl Actor {
         until.saturating_duration_since(now)
     }
 
-    /// The log that goes with the instance when it is removed: none that another one writes to as well, and none of what is
-    /// removed only to be run again.
-    fn own_log(&self, id: &str) -> Option<std::path::PathBuf> {
-        let gone = self.seen.containers.iter().find(|i| i.id == id)?;
-        let shared = self.seen.containers.iter().any(|i| i.id != id && i.log_path == gone.log_path);
-        let kept = shared || gone.log_path.is_empty() || self.memory.resetting.is_some();
-        (!kept).then(|| gone.log_path.clone().into())
-    }
-
-    /// The end of what was removed is still told.
-    fn remember_removed(&mut self, id: &str, name: &str) {
-        let Some(gone) = self.seen.containers.iter().find(|i| i.id == id) else { return };
-        let newer =
-            self.removed.get(name).is_none_or(|known| known.instance.restart_count <= gone.restart_count);
-        if newer {
-            let reset = self.memory.resetting.is_some();
-            self.removed.insert(name.to_owned(), Removed { instance: gone.clone(), reset });
-        }
-    }
-
-    /// Takes down how often each container was run, for when its instances are gone, and since when their ends are known.
-    fn count_restarts(&mut self) {
-        for i in &self.seen.containers {
-            if i.state == State::Exited && !self.memory.ends.contains_key(&i.id) {
-                self.memory.ends.insert(i.id.clone(), tokio::time::Instant::now());
-            }
-            let next = i.restart_count.saturating_add(1);
-            match self.memory.restarts.get_mut(&i.name) {
-                Some(known) => *known = next.max(*known),
-                None => drop(self.memory.restarts.insert(i.name.clone(), next)),
-            }
-        }
-    }
-
     fn stop_arrived(&self, acted_on: &Desired) -> bool {
         self.desired.borrow().stop.is_some() && acted_on.stop.is_none()
-    }
-
-    fn remember_failure(&mut self, name: &str, failure: Failure) {
-        if failure.interrupted {
-            return;
-        }
-        self.wants.put(name, failure.waits_for);
-        let failures = self.memory.failures.entry(name.to_owned()).or_default();
-        let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
-        *failures += 1;
-        let at = tokio::time::Instant::now() + wait;
-        if let Some(waiting) = failure.waiting {
-            self.memory.waiting.insert(name.to_owned(), waiting);
-        }
-        match failure.not_started {
-            // Once it is seen to have ended, restart policy and crash back-off decide when to try again.
-            Some(id) => drop(self.memory.failed_starts.insert(id, at)),
-            None => drop(self.memory.retry.insert(name.to_owned(), failure.retry_at.unwrap_or(at))),
-        }
-    }
-
-    /// What was tried of a container says nothing about one of another definition.
-    fn forget_changed(&mut self, before: &Pod, now: &Pod) {
-        let old: HashMap<&str, String> =
-            containers(before).map(|c| (c.name.as_str(), translate::container_hash(c))).collect();
-        for c in containers(now) {
-            if old.get(c.name.as_str()).is_some_and(|hash| *hash != translate::container_hash(c)) {
-                self.forget_failure(&c.name);
-                self.memory.backoff.remove(&c.name);
-                self.told.remove(&c.name);
-            }
-        }
-    }
-
-    fn forget_failure(&mut self, name: &str) {
-        self.wants.remove(name);
-        self.memory.failures.remove(name);
-        self.memory.retry.remove(name);
-        self.memory.waiting.remove(name);
     }
 
     /// Looks at the pod, however long that takes: what the steps did must be known before anything else is planned, or a
@@ -565,125 +484,6 @@ impl Actor {
         self.seen = seen;
         self.reconcile_memory();
         true
-    }
-
-    /// Lets go of what the look has overtaken: a sandbox that is seen needs no announcement, a container that runs (its
-    /// start only seemed to fail) or ended for good is not waiting, and what is gone need not be remembered.
-    fn reconcile_memory(&mut self) {
-        let seen = self.seen.clone();
-        let pod = self.desired.borrow().pod.clone();
-        self.steps.sandbox_made = false;
-        self.memory.stopped.retain(|id| seen.sandboxes.iter().any(|s| s.id == *id));
-        self.memory.failed_starts.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
-        self.memory.ends.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
-        self.memory.resetting.take_if(|source| !seen.containers.iter().any(|c| c.id == *source));
-        let settled = |name: &str| {
-            seen.latest(name).is_some_and(|i| i.state == State::Running || plan::ended_for_good(&pod, i))
-        };
-        let settled: Vec<String> = self.memory.waiting.keys().filter(|name| settled(name)).cloned().collect();
-        for name in settled {
-            self.forget_failure(&name);
-        }
-    }
-
-    /// Why containers wait, as far as it was known before this plan: failures of the last one, and back-offs that were
-    /// told of and still stand.
-    fn known_reasons(&self) -> BTreeMap<String, Waiting> {
-        let mut known = self.memory.waiting.clone();
-        for (name, (ended, waiting)) in &self.told {
-            if self.seen.latest(name).is_some_and(|i| i.id == *ended) {
-                known.insert(name.clone(), waiting.clone());
-            }
-        }
-        known
-    }
-
-    /// An event for each back-off that begins.
-    fn tell_backoffs(&mut self, desired: &Desired, waiting: &BTreeMap<String, Waiting>) {
-        for (name, waiting) in waiting.iter().filter(|(_, w)| w.reason == plan::CRASH_LOOP) {
-            let Some(ended) = self.seen.latest(name).map(|i| i.id.clone()) else { continue };
-            let told = self.told.insert(name.clone(), (ended.clone(), waiting.clone()));
-            if told.is_none_or(|(before, _)| before != ended) {
-                self.steps.tell_backoff(&desired.pod, name);
-            }
-        }
-    }
-
-    /// The pod ended, that was told, and now all of it is being removed: what is missing by then is not news.
-    fn told_the_end(&self, desired: &Desired) -> bool {
-        let removing = desired.stop.as_ref().is_some_and(|s| s.remove) && self.phase >= Phase::Terminated;
-        removing && self.rooms.statuses.get(&self.pod.uid).is_some_and(|s| status::is_final(&s))
-    }
-
-    /// How far the pod's start has come.
-    fn tell_start(&mut self, desired: &Desired, status: &api::PodStatus) {
-        if self.phase == Phase::Running {
-            self.start.running();
-        }
-        let ready = |c: &&k8s_openapi::api::core::v1::PodCondition| c.type_ == "Ready" && c.status == "True";
-        let why = || status.message.as_deref().or(status.reason.as_deref()).unwrap_or("the pod failed");
-        let end = match status.phase.as_deref() {
-            Some("Succeeded") => End::Succeeded,
-            Some("Failed") => End::Failed(why()),
-            _ if status.conditions.iter().flatten().any(|c| ready(&c)) => End::Ready,
-            _ if desired.stop.is_some() => End::Failed("the pod was ended before it was ready"),
-            _ => return,
-        };
-        self.start.end(&self.pod, end);
-    }
-
-    fn publish(&mut self, desired: &Desired, plan: &Plan) {
-        let Some(status) = self.status(desired, plan) else { return };
-        self.tell_start(desired, &status);
-        self.rooms.statuses.publish(&self.pod, status);
-        if self.phase == Phase::Running
-            && let Some(arrived) = self.arrived.take()
-        {
-            let took = arrived.elapsed();
-            self.rooms.metrics.pod_start_duration.observe_duration(took);
-            tracing::info!(pod = %self.pod, took_ms = took.as_millis() as u64, "pod started");
-        }
-    }
-
-    /// The status to tell now; none when nobody would ask for it.
-    fn status(&self, desired: &Desired, plan: &Plan) -> Option<api::PodStatus> {
-        if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
-            // Nobody asks for the status of a pod that no source has.
-            return None;
-        }
-        if self.told_the_end(desired) {
-            return None;
-        }
-        let host_network = api::spec(&desired.pod).host_network.unwrap_or(false);
-        let sandbox_up =
-            self.seen.sandbox().is_some_and(|s| plan::usable(s, host_network)) || self.steps.sandbox_made;
-        let rejected = desired.stop.as_ref().and_then(|s| match &s.why {
-            StopReason::Rejected { reason, message } => Some((reason.as_str(), message.as_str())),
-            _ => None,
-        });
-        let verdict = desired.stop.as_ref().and_then(|s| s.why.verdict());
-        let nothing = Default::default();
-        let previous = self.rooms.statuses.get(&self.pod.uid);
-        Some(api_status(&status::Input {
-            pod: &desired.pod,
-            observed: &self.seen,
-            phase: self.phase,
-            stopping: desired.stop.is_some(),
-            released: !self.steps.cgroup_made,
-            outcome: plan.outcome,
-            resetting: plan.resetting,
-            restarts: &self.memory.restarts,
-            readiness: &self.readiness,
-            waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
-            removed: &self.removed,
-            rejected,
-            failed: if plan::overran(desired, &self.seen) { verdict } else { None },
-            sandbox_up,
-            previous: previous.as_deref(),
-            start_time: self.start_time,
-            now: self.rooms.clock.seconds(),
-            node: &self.rooms.identity,
-        }))
     }
 }
 
@@ -707,48 +507,4 @@ async fn changed(condemned: &mut Condemned) {
     if condemned.changed().await.is_err() {
         std::future::pending().await
     }
-}
-
-/// Those that may be restarted.
-fn containers(pod: &Pod) -> impl Iterator<Item = &api::Container> {
-    let spec = api::spec(pod);
-    spec.containers.iter().chain(spec.init_containers.iter().flatten())
-}
-
-/// When a pod that was found running had been taken on, to the second.
-fn adoption_time(seen: &Observed) -> Option<Timestamp> {
-    Timestamp::from_second(seen.began()?.div_euclid(1_000_000_000)).ok()
-}
-
-/// How often the pod's containers were run, by the logs that an earlier incarnation may have left.
-async fn logged(rooms: &Rooms, pod: Arc<Pod>) -> HashMap<String, u32> {
-    let (root, of) = (rooms.facts.pod_logs_dir.clone(), PodRef::of(&pod));
-    if !log::has_logs(&root, &of) {
-        return HashMap::new();
-    }
-    let counted = tokio::task::spawn_blocking(move || {
-        let spec = api::spec(&pod);
-        let inits = spec.init_containers.iter().flatten().map(|c| c.name.as_str());
-        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.name.as_str());
-        let names = spec.containers.iter().map(|c| c.name.as_str()).chain(inits).chain(ephemeral);
-        log::next_restarts(&root, &of, names)
-    });
-    counted.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "counting a pod's logs panicked");
-        HashMap::new()
-    })
-}
-
-/// What can be known of the past of a pod that was found in the runtime.
-fn adopt(desired: &Desired, seen: &Observed, cap: Duration) -> Memory {
-    let mut memory = Memory::default();
-    for c in containers(&desired.pod) {
-        // The crashes of another definition say nothing about this one.
-        let same = |i: &&Instance| i.hash == translate::container_hash(c);
-        let Some(latest) = seen.latest(&c.name).filter(same) else { continue };
-        if let Some(entry) = backoff::recover(latest, cap) {
-            memory.backoff.insert(c.name.clone(), entry);
-        }
-    }
-    memory
 }

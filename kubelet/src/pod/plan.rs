@@ -85,6 +85,8 @@ pub struct Memory {
     /// Instances whose start failed, and until when nothing is done about those that are still only created; they are
     /// not started a second time.
     pub failed_starts: HashMap<String, Instant>,
+    /// Of these, instances that run although their postStart hook failed: they could not be ended yet.
+    pub hook_failed: HashSet<String>,
     /// When instances that ended were first seen to have: a wait is over by the steady clock at the latest.
     pub ends: HashMap<String, Instant>,
 }

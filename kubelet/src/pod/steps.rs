@@ -41,6 +41,8 @@ pub struct Failure {
     pub interrupted: bool,
     /// The instance that was left behind, as a rule ended.
     pub not_started: Option<String>,
+    /// It could not be ended, and must be.
+    pub still_runs: bool,
     /// The objects as they were found: a change of one is worth another try.
     pub waits_for: Vec<Known>,
     /// What could not be ended, and why.
@@ -120,6 +122,12 @@ impl Steps {
         if let Some(keeper) = &self.keeper {
             keeper.update(pod.clone());
         }
+    }
+
+    /// What a status needs of these while they are at work elsewhere.
+    pub fn stand_in(&self) -> Self {
+        let (cgroup_made, sandbox_made) = (self.cgroup_made, self.sandbox_made);
+        Self { cgroup_made, sandbox_made, ..Self::new(self.rooms.clone(), self.pod.clone()) }
     }
 
     pub fn container<'a>(

@@ -140,6 +140,30 @@ async fn a_container_whose_start_the_runtime_finished_as_it_died_has_its_post_st
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_whose_hook_failed_does_not_run_on_because_its_kill_failed_too() {
+    let node = Node::new();
+    node.fake.script("c", Script::forever().on_term(0, SECOND));
+    node.fake.exec("c", |_| ExecAnswer::exits(4).stdout("bad\n"));
+    let refused = node.fake.fault(Fault::fail("StopContainer", cri::Code::Internal, "not now").times(3));
+    let pods = [custom(
+        "u1",
+        "u1",
+        json!({"containers": [with("c", &json!({"postStart": exec("x")})), container("b")]}),
+    )];
+    let agent = node.start_synced(&pods).await;
+    agent.until("the kill has failed", || refused.hits() == 1).await;
+    agent.until("it is ended all the same", || node.count("StopContainer") == 4).await;
+    assert_eq!(refused.hits(), 3);
+    assert_eq!(node.instances("u1", "c").len(), 1, "it was not run again before");
+    let waits = |reason: &str| agent.state("u1", "c")["waiting"]["reason"] == reason;
+    agent.until("the back-off begins", || waits("CrashLoopBackOff")).await;
+    node.fake.exec("c", |_| ExecAnswer::exits(0));
+    agent.until_ready("u1").await;
+    assert_eq!(node.instances("u1", "b").len(), 1, "the other one is left alone");
+    node.witness.assert_never_two();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_to_stop_cuts_off_a_post_start_hook_that_never_returns() {
     let node = Node::new();
     node.fake.exec("c", |_| ExecAnswer::exits(0).takes(YEAR));

@@ -1,7 +1,8 @@
 //! Probes of whole pods: what they make of statuses and of containers, over restarts, and in large numbers.
 
 use crate::support::{Node, SECOND, YEAR, container, cpu_time, custom, pass};
-use cri::fake::{ExecAnswer, Script};
+use cri::fake::{ExecAnswer, FakeImage, FakeRuntime, Fault, Script};
+use cri::v1;
 use futures::future::BoxFuture;
 use kubelet::api::Pod;
 use kubelet::probe::{Answer, Prober, Question};
@@ -102,6 +103,39 @@ async fn a_pod_that_takes_its_time_to_end_is_told_unready_as_soon_as_its_probe_s
 }
 
 #[tokio::test(start_paused = true)]
+async fn readiness_is_told_while_another_container_waits_for_its_image_and_the_pods_end_does_not_wait() {
+    let node = Node::with(FakeRuntime::builder());
+    node.fake.add_image(FakeImage::new("reg.test/app:1"));
+    let pull = node.fake.fault(Fault::hang("PullImage"));
+    let well = answers(&node);
+    let mut main = container("main");
+    main["readinessProbe"] = exec(json!({}));
+    let with = |image: &str| {
+        let mut other = container("other");
+        other["image"] = json!(image);
+        custom("u1", "u1", json!({"containers": [main, other]}))
+    };
+    let agent = node.start_synced(&[with("reg.test/app:1")]).await;
+    agent.until_ready("u1").await;
+    agent.put(&with("reg.test/app:2")).await;
+    agent.until("the pull hangs", || pull.hits() == 1).await;
+    let ready = || {
+        let all = agent.status("u1").and_then(|s| s.container_statuses.clone()).unwrap_or_default();
+        all.iter().find(|c| c.name == "main").is_some_and(|c| c.ready)
+    };
+    for says in [false, true] {
+        well.store(says, Ordering::Relaxed);
+        agent.until("it is told", || ready() == says).await;
+    }
+    let began = Instant::now();
+    agent.gone("u1").await;
+    agent.until_gone("u1").await;
+    assert!(began.elapsed() < 60 * SECOND, "{:?}", began.elapsed());
+    assert_eq!((pull.hits(), node.count("PullImage")), (1, 1));
+    node.assert_gone("u1");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_ready_pod_stays_ready_over_a_restart_of_the_agent_until_a_probe_says_otherwise() {
     let node = Node::new();
     let well = answers(&node);
@@ -180,6 +214,47 @@ async fn five_hundred_pods_with_probes_every_second_do_not_drift() {
             // Paused time goes in steps of a millisecond.
             let late = at.saturating_duration_since(due);
             assert!(*at >= due && late <= Duration::from_millis(1), "{probe}, run {k}: late by {late:?}");
+        }
+    }
+}
+
+/// With the whole way of a command, over the wire to the runtime in memory, whose own work is in the figure.
+#[tokio::test(start_paused = true)]
+#[ignore = "a measurement of half a minute: cargo test -p kubelet --test agent five_hundred_commands -- --ignored --nocapture"]
+async fn five_hundred_commands_every_second_do_not_drift_and_take_little() {
+    const PODS: usize = 500;
+    const SECONDS: u32 = 60;
+    let mut node = Node::new();
+    node.settings.node.pods = 1000;
+    node.settings.pleg.net = YEAR;
+    node.witness.stop();
+    answers(&node);
+    let agent = node.start_synced(&[]).await;
+    for n in 0..PODS {
+        agent.put(&probed(&format!("u{n}"), &json!({"livenessProbe": exec(json!({}))}))).await;
+    }
+    agent.until("all are ready", || (0..PODS).all(|n| agent.is_ready(&format!("u{n}")))).await;
+    // Until each has the place that it keeps.
+    pass(5 * SECOND).await;
+    node.fake.forget_calls();
+    let before = cpu_time();
+    pass(SECONDS * SECOND).await;
+    let share = (cpu_time() - before).as_secs_f64() / f64::from(SECONDS) * 100.0;
+    println!(
+        "{PODS} commands a second, built as this test is, the fake runtime included: {share:.1} % of a core"
+    );
+    let mut asked: HashMap<String, Vec<Instant>> = HashMap::new();
+    for call in node.fake.calls() {
+        let Some(exec) = call.request::<v1::ExecSyncRequest>() else { continue };
+        asked.entry(exec.container_id.clone()).or_default().push(call.at);
+    }
+    assert_eq!(asked.len(), PODS);
+    for (instance, times) in &asked {
+        assert!(times.len() >= SECONDS as usize - 1, "{instance}: {}", times.len());
+        for (k, at) in times.iter().enumerate() {
+            let due = times[0] + SECOND * u32::try_from(k).unwrap();
+            let late = at.saturating_duration_since(due).max(due.saturating_duration_since(*at));
+            assert!(late <= Duration::from_millis(2), "{instance}, run {k}: {late:?}");
         }
     }
 }

@@ -176,6 +176,7 @@ impl<'a> Planner<'a> {
     /// A sidecar that lets the next init container go.
     fn has_started(&self, c: &Container) -> bool {
         let running = self.active(c).filter(|i| is_sidecar(c) && i.state == State::Running);
+        let running = running.filter(|i| !self.input.memory.hook_failed.contains(&i.id));
         running.is_some_and(|i| {
             let probed = self.input.readiness.started(&c.name, &i.id);
             probed.unwrap_or(c.startup_probe.is_none())
@@ -204,6 +205,15 @@ impl<'a> Planner<'a> {
         };
         let next = self.count(&c.name, Some(latest));
         match latest.state {
+            State::Running
+                if self.is_current(latest) && self.input.memory.hook_failed.contains(&latest.id) =>
+            {
+                let until = self.input.memory.failed_starts.get(&latest.id);
+                match until.and_then(|until| self.input.yet_to_come(*until)) {
+                    Some(at) => self.wake_at(at),
+                    None => self.kill(latest, "FailedPostStartHook".to_owned()),
+                }
+            }
             State::Running if self.is_current(latest) => {
                 let kept_running = list == ContainerList::Regular || is_sidecar(c);
                 if kept_running && latest.hash != translate::container_hash(c) {

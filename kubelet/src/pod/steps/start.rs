@@ -312,8 +312,8 @@ impl Steps {
         seen.is_ok_and(|answer| answer.status.is_some_and(|s| s.state() == running))
     }
 
-    /// Runs the postStart hook. A container whose hook failed is ended before anything else of the pod is started. A hook
-    /// that was cut off, by the pod's end or the agent's, is not run again.
+    /// Runs the postStart hook. A container whose hook failed is ended before anything else of the pod is started; one that
+    /// cannot be ended is ended by a later plan. A hook that was cut off, by the pod's end or the agent's, is not run again.
     async fn post_start(&self, pod: &Pod, c: &Container, path: &str, id: &str) -> Result<(), Failure> {
         let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
         let ip = self.pod_ip(pod).await;
@@ -332,10 +332,9 @@ impl Steps {
             message: Some("FailedPostStartHook".to_owned()),
             turn: 0,
         };
-        self.kill(pod, &[target], grace_of(pod)).await?;
-        let mut failure = Failure::waiting("PostStartHookError", error);
-        failure.not_started = Some(id.to_owned());
-        Err(failure)
+        let still_runs = self.kill(pod, &[target], grace_of(pod)).await.is_err();
+        let failure = Failure::waiting("PostStartHookError", error);
+        Err(Failure { not_started: Some(id.to_owned()), still_runs, ..failure })
     }
 
     fn failed(&self, path: &str, reason: &str, message: &str) -> Failure {
