@@ -25,6 +25,8 @@ pub struct ProbeMetrics {
     pub lateness: Family<Histogram, 1>,
     /// `stevedore_prober_place_wait_seconds`: what of that was spent waiting for one of the places. Same label.
     pub place_wait: Family<Histogram, 1>,
+    /// `stevedore_prober_panics_total`: defects that were survived.
+    pub panics: Counter,
 }
 
 impl Default for ProbeMetrics {
@@ -53,6 +55,10 @@ impl Default for ProbeMetrics {
                 "What of a probe's lateness was spent waiting for a place among those under way.",
                 ["means"],
                 LATENESS,
+            ),
+            panics: registry.counter(
+                "stevedore_prober_panics_total",
+                "Panics while probing, each of which cost one run of a probe.",
             ),
             registry,
         }

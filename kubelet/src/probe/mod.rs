@@ -11,6 +11,7 @@ mod h2;
 pub mod http;
 mod keep;
 mod leftover;
+mod level;
 mod prober;
 mod readiness;
 mod spec;

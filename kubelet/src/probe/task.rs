@@ -7,16 +7,20 @@
 //! ```
 //!
 //! A probe's runs are due at exact multiples of its period after its first; one that is still under way when it is due
-//! again leaves that turn out. Everything is monotonic time; the wall clock is read once for each instance, for how long
-//! it has run. Every arm of the loop is cancel-safe: a channel, a `JoinSet` and a timer.
+//! again leaves that turn out. Commands are levelled (`level`): once a command's answers have come to a result, its next
+//! run, and with it all that follow, may come earlier, where few others are; never later. Everything is monotonic time; the wall clock is read once for each instance, for how long
+//! it has run. A panic costs one turn of the loop (`repair`). Every arm of the loop is cancel-safe: a channel, a `JoinSet` and a timer.
 
-use super::keep::{self, Kept};
+mod answers;
+mod repair;
+
+use super::keep::Kept;
 use super::prober::{Answer, Prober, Question};
-use super::readiness::{ContainerReadiness, Kind, ProbeFailure, Readiness};
+use super::readiness::{ContainerReadiness, Kind, Readiness};
 use super::spec::{KINDS, Row, Target, Targets, Timing, container, may_run_again, probe_of};
-use crate::api::{self, PodRef};
+use crate::api::PodRef;
 use crate::clock::Clock;
-use crate::event::{ContainerList, Event, Kind as EventKind, Recorder, container_path};
+use crate::event::{ContainerList, Recorder};
 use crate::metrics::Metrics;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -90,6 +94,8 @@ struct Probe {
     waits_since: Instant,
     row: Row,
     state: At,
+    /// Its place in the period has been chosen; until then it is where the container's start put it.
+    placed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -164,16 +170,18 @@ impl Task {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            // What a panic left undone is seen to by the repair.
+            let _ = tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some(request) => self.request(request),
+                    Some(request) => self.guarded(|task| task.request(request)),
                     // Every handle is gone: the agent has stopped.
                     None => return,
                 },
-                Some(done) = self.jobs.join_next_with_id() => self.done(done),
-                () = timer => self.due(),
-            }
-            self.dispatch();
+                Some(done) = self.jobs.join_next_with_id() => self.guarded(|task| task.done(done)),
+                () = timer => self.guarded(Self::due),
+            };
+            // Each that panics has left its queue.
+            while !self.guarded(Self::dispatch) {}
         }
     }
 
@@ -197,7 +205,12 @@ impl Task {
                 };
                 self.slots.insert(id, slot);
             }
-            Request::Aim { id, targets } => self.aim(id, targets),
+            Request::Aim { id, targets } => {
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.targets = Some(targets);
+                    self.take_aim(id);
+                }
+            }
             Request::Close { id } => {
                 if let Some(slot) = self.slots.remove(&id) {
                     slot.watched.iter().for_each(|watched| self.let_go(watched));
@@ -208,36 +221,37 @@ impl Task {
     }
 
     /// Takes on what runs now and lets go of what does not.
-    fn aim(&mut self, id: u64, targets: Targets) {
-        let Some(mut slot) = self.slots.remove(&id) else { return };
-        let aimed = |w: &Watched| targets.running.iter().any(|t| t.instance == w.known.instance);
-        let (stay, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut slot.watched).into_iter().partition(aimed);
-        gone.iter().for_each(|watched| self.let_go(watched));
-        slot.watched = stay;
-        for target in &targets.running {
-            if !slot.watched.iter().any(|w| w.known.instance == target.instance)
-                && let Some(watched) = self.watch(&slot, &targets, target)
-            {
-                if !slot.shown.contains(&watched.name) {
-                    slot.shown.push(watched.name.clone());
+    fn take_aim(&mut self, id: u64) {
+        self.on_slot(id, |task, slot| {
+            let Some(targets) = slot.targets.clone() else { return };
+            let aimed = |w: &Watched| targets.running.iter().any(|t| t.instance == w.known.instance);
+            let (stay, gone): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut slot.watched).into_iter().partition(aimed);
+            slot.watched = stay;
+            gone.iter().for_each(|watched| task.let_go(watched));
+            for target in &targets.running {
+                if !slot.watched.iter().any(|w| w.known.instance == target.instance)
+                    && let Some(watched) = task.watch(slot, &targets, target)
+                {
+                    if !slot.shown.contains(&watched.name) {
+                        slot.shown.push(watched.name.clone());
+                    }
+                    slot.watched.push(watched);
                 }
-                slot.watched.push(watched);
             }
-        }
-        // Counters go on over restarts, and end with the last instance.
-        slot.shown.retain(|name| {
-            let more = slot.watched.iter().any(|w| w.name == *name)
-                || !targets.terminating && may_run_again(&targets.pod, name);
-            if !more {
-                forget(&self.metrics, &slot.pod, name);
-            }
-            more
+            // Counters go on over restarts, and end with the last instance.
+            slot.shown.retain(|name| {
+                let more = slot.watched.iter().any(|w| w.name == *name)
+                    || !targets.terminating && may_run_again(&targets.pod, name);
+                if !more {
+                    forget(&task.metrics, &slot.pod, name);
+                }
+                more
+            });
+            task.arm(id, slot);
+            slot.spread = false;
+            task.publish(id, slot);
         });
-        slot.targets = Some(targets);
-        self.arm(id, &mut slot);
-        slot.spread = false;
-        self.publish(id, &mut slot);
-        self.slots.insert(id, slot);
     }
 
     fn watch(&self, slot: &Slot, targets: &Targets, target: &Target) -> Option<Watched> {
@@ -297,6 +311,7 @@ impl Task {
                             waits_since: due,
                             row: Row::default(),
                             state: At::Rest,
+                            placed: false,
                         };
                         self.probes.insert(key, probe);
                         self.agenda.insert((due, key));
@@ -412,114 +427,13 @@ impl Task {
             (Some(flight), Ok((_, Done::Answer { took, answer }))) => self.answer(&flight, took, answer),
             (Some(flight), Err(error)) if error.is_panic() => {
                 tracing::error!(%error, "a probe panicked");
+                self.metrics.probes.panics.inc();
                 self.answer(&flight, Duration::ZERO, Answer::Unknown("the probe panicked".to_owned()));
             }
             (None, Ok((_, Done::Kept { slot, kept, result }))) => self.kept(slot, kept, result),
             (None, Err(error)) => tracing::error!(%error, "writing probes' results panicked"),
             // A connection of a probe that is no more.
             _ => {}
-        }
-    }
-
-    fn answer(&mut self, flight: &Flight, took: Duration, answer: Answer) {
-        // One whose container has gone says nothing any more.
-        let Some(probe) = self.probes.get_mut(&flight.probe) else { return };
-        let Some(mut slot) = self.slots.remove(&flight.slot) else { return };
-        probe.state = At::Rest;
-        probe.due = next_turn(probe.due, probe.timing.period, Instant::now());
-        self.agenda.insert((probe.due, flight.probe));
-        let kind = probe.kind;
-        let verdict = match &answer {
-            Answer::Success | Answer::Warning(_) => probe.row.add(true, &probe.timing),
-            Answer::Failure(_) => probe.row.add(false, &probe.timing),
-            Answer::Unknown(_) => None,
-        };
-        let instance = &probe.instance;
-        let watched = slot.watched.iter_mut().find(|w| w.known.instance == *instance);
-        if let (Some(watched), Some(targets)) = (watched, &slot.targets) {
-            tell(&self.recorder, &slot.pod, watched, kind, &answer);
-            measure(&self.metrics, &slot.pod, &watched.name, kind, took, &answer);
-            if let Some(good) = verdict {
-                conclude(watched, targets, kind, good);
-            }
-        }
-        self.arm(flight.slot, &mut slot);
-        self.publish(flight.slot, &mut slot);
-        self.slots.insert(flight.slot, slot);
-    }
-
-    /// Gives the pod's actor what changed, and the file what must outlive the agent.
-    fn publish(&mut self, id: u64, slot: &mut Slot) {
-        let now = Readiness {
-            containers: slot.watched.iter().map(|w| (w.name.clone(), w.known.clone())).collect(),
-        };
-        slot.readiness.send_if_modified(|last| {
-            let changed = **last != now;
-            if changed {
-                *last = Arc::new(now);
-            }
-            changed
-        });
-        self.keep(id, slot);
-    }
-
-    /// Writes what is worth keeping unless the file has it or is being written.
-    fn keep(&mut self, id: u64, slot: &mut Slot) {
-        let Some(targets) = &slot.targets else { return };
-        let mut worth = Kept::default();
-        for watched in &slot.watched {
-            let Some(c) = container(&targets.pod, watched.list, watched.index) else { continue };
-            let known = &watched.known;
-            if (known.started && c.startup_probe.is_some()) || (known.ready && c.readiness_probe.is_some()) {
-                worth.add(&watched.name, known);
-            }
-        }
-        // What runs no more needs no rewriting: instances have ids of their own, and the file goes with the pod.
-        if slot.writing || targets.running.is_empty() || slot.kept.as_ref() == Some(&worth) {
-            return;
-        }
-        slot.writing = true;
-        let dir = slot.dir.clone();
-        self.jobs.spawn_blocking(move || {
-            let result = keep::write(&dir, &worth);
-            Done::Kept { slot: id, kept: worth, result }
-        });
-    }
-
-    fn kept(&mut self, id: u64, kept: Kept, result: io::Result<()>) {
-        let Some(mut slot) = self.slots.remove(&id) else { return };
-        slot.writing = false;
-        // What cannot be written is tried again when there is something new to write.
-        slot.kept = Some(kept);
-        match result {
-            Ok(()) => self.keep(id, &mut slot),
-            Err(error) => {
-                tracing::warn!(pod = %slot.pod, dir = %slot.dir.display(), %error,
-                    "cannot keep the probes' results: a restarted agent will not know them");
-            }
-        }
-        self.slots.insert(id, slot);
-    }
-}
-
-/// What the probe's result means for the instance.
-fn conclude(watched: &mut Watched, targets: &Targets, kind: Kind, good: bool) {
-    let Some(c) = container(&targets.pod, watched.list, watched.index) else { return };
-    match (kind, good) {
-        (Kind::Startup, true) => {
-            watched.known.started = true;
-            watched.known.ready = c.readiness_probe.is_none();
-        }
-        (Kind::Liveness, true) => {}
-        (Kind::Readiness, ready) => watched.known.ready = ready,
-        (Kind::Startup | Kind::Liveness, false) => {
-            let of = if watched.list == ContainerList::Init { "Init container" } else { "Container" };
-            let grace = probe_of(c, kind).and_then(|p| p.termination_grace_period_seconds);
-            watched.known.failed = Some(ProbeFailure {
-                kind,
-                message: format!("{of} {} failed {kind} probe", watched.name),
-                grace: grace.filter(|s| *s >= 0).map(api::grace),
-            });
         }
     }
 }
@@ -539,41 +453,8 @@ fn share(instance: &str, kind: Kind, period: Duration) -> Duration {
     period.mul_f64((hasher.finish() >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-fn tell(recorder: &Recorder, pod: &PodRef, watched: &Watched, kind: Kind, answer: &Answer) {
-    let title = kind.title();
-    let (reason, message) = match answer {
-        Answer::Success => return,
-        Answer::Warning(text) => ("ProbeWarning", format!("{title} probe warning: {text}")),
-        Answer::Failure(text) => ("Unhealthy", format!("{title} probe failed: {text}")),
-        Answer::Unknown(text) => {
-            ("Unhealthy", format!("{title} probe errored and resulted in unknown state: {text}"))
-        }
-    };
-    recorder.record(Event {
-        pod: Some(pod.clone()),
-        field_path: Some(container_path(watched.list, &watched.name)),
-        kind: EventKind::Warning,
-        reason: reason.into(),
-        message,
-    });
-}
-
 fn forget(metrics: &Metrics, pod: &PodRef, container: &str) {
     KINDS.iter().for_each(|kind| metrics.probes.forget(pod, container, kind.title()));
-}
-
-fn measure(metrics: &Metrics, pod: &PodRef, name: &str, kind: Kind, took: Duration, answer: &Answer) {
-    let title = kind.title();
-    let result = match answer {
-        Answer::Success | Answer::Warning(_) => "successful",
-        Answer::Failure(_) => "failed",
-        Answer::Unknown(_) => "unknown",
-    };
-    let labels = [name, &*pod.namespace, &*pod.name, pod.uid.as_str(), title, result];
-    metrics.probes.total.with(labels).inc();
-    if result == "successful" {
-        metrics.probes.duration.with([name, &*pod.namespace, &*pod.name, title]).observe_duration(took);
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The task with a prober that is told what to answer, on paused time.
 
-use super::super::{PodProbes, Probes};
+use super::super::{PodProbes, Probes, keep};
 use super::*;
 use crate::api::{Pod, PodUid};
+use crate::event::Event;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use std::fmt;
@@ -334,6 +335,122 @@ async fn commands_are_bounded_and_one_pod_with_hanging_ones_leaves_room_for_othe
     let count = |prefix: &str| asked.iter().filter(|(_, what)| what.contains(prefix)).count();
     assert_eq!((count("hang"), count("good")), (COMMANDS_OF_A_POD, 50));
     assert_eq!(room.prober.flying.lock().unwrap().1, COMMANDS);
+}
+
+/// Pods of one container that is asked by a command, all since now.
+fn commanded(room: &Room, pods: usize, more: Value) -> Vec<PodProbes> {
+    let mut probe = json!({"exec": {"command": ["x"]}, "periodSeconds": 10});
+    probe.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let one = |n| {
+        let mut pod = room.open(false);
+        pod.aim(room.targets(json!({"livenessProbe": probe}), &format!("{n}")));
+        pod
+    };
+    (0..pods).map(one).collect()
+}
+
+/// When each instance was asked, in milliseconds.
+fn times(room: &Room) -> std::collections::BTreeMap<String, Vec<u128>> {
+    let mut times = std::collections::BTreeMap::<String, Vec<u128>>::new();
+    for (at, what) in room.prober.asked() {
+        times.entry(what).or_default().push(at);
+    }
+    times
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_of_pods_that_started_together_are_soon_asked_apart_and_none_is_ever_late() {
+    const PODS: usize = 80;
+    let room = Room::new(Scripted::new(|_, _| (Duration::from_millis(60), Answer::Success)));
+    let _pods = commanded(&room, PODS, json!({}));
+    pass(20).await;
+    assert_eq!(room.prober.flying.lock().unwrap().1, COMMANDS, "they began together");
+    room.prober.flying.lock().unwrap().1 = 0;
+    pass(41).await;
+    assert_eq!(room.prober.flying.lock().unwrap().1, 1, "and are asked one at a time");
+    let times = times(&room);
+    assert_eq!(times.len(), PODS);
+    for (what, times) in times {
+        assert!(times[0] < 500, "{what}: the first run comes at once: {times:?}");
+        assert!(times[1] <= 10_001, "{what}: {times:?}");
+        for (n, pair) in times.windows(2).enumerate().skip(1) {
+            // The timer goes in steps of a millisecond.
+            assert!(pair[0].abs_diff(pair[1]).abs_diff(10_000) <= 1, "{what}, run {n}: {times:?}");
+        }
+        assert!(times.len() >= 6, "{what}: {times:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_command_is_moved_before_its_answers_came_to_a_result() {
+    let room = Room::new(Scripted::new(|q, _| {
+        (Duration::ZERO, if q.instance == "0" { no() } else { Answer::Success })
+    }));
+    let pods = commanded(&room, 2, json!({"failureThreshold": 3}));
+    pass(45).await;
+    assert!(pods[0].readiness.borrow().failed("c", "0").is_some());
+    let times = times(&room);
+    assert_eq!(times["liveness 0"], [0, 10_000, 20_000], "as long as its thresholds say");
+    assert_eq!(times["liveness 1"], [0, 9_900, 19_900, 29_900, 39_900], "its first answer was one");
+}
+
+/// Panics for the container `bad` at every second time, when it is asked or when it should answer.
+#[derive(Debug)]
+struct Bomb {
+    in_ask: bool,
+    asked: Mutex<HashMap<String, Vec<Instant>>>,
+}
+
+impl Prober for Bomb {
+    fn ask(&self, question: Question) -> BoxFuture<'static, Answer> {
+        let times = {
+            let mut asked = self.asked.lock().unwrap();
+            let times = asked.entry(question.instance.clone()).or_default();
+            times.push(Instant::now());
+            times.len()
+        };
+        let goes_off = question.instance == "bad" && times % 2 == 1;
+        assert!(!(goes_off && self.in_ask), "the bomb goes off, as it should");
+        Box::pin(async move {
+            assert!(!goes_off, "the bomb goes off, as it should");
+            Answer::Success
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_costs_one_run_of_one_probe_and_nothing_else() {
+    for in_ask in [false, true] {
+        let bomb = Arc::new(Bomb { in_ask, asked: Mutex::default() });
+        let mut room = Room::new(Scripted::new(well));
+        let (recorder, metrics) = (Recorder::new(1000), Metrics::default());
+        let probes = Probes::spawn(bomb.clone(), recorder, metrics.clone(), room.clock);
+        room.probes = probes;
+        let plain = every(1, json!({}));
+        let mut pods: Vec<(&str, PodProbes)> = Vec::new();
+        for instance in ["bad", "good"] {
+            let mut pod = room.open(false);
+            pod.aim(room.targets(json!({"readinessProbe": plain}), instance));
+            pods.push((instance, pod));
+        }
+        tokio::time::sleep(Duration::from_millis(5500)).await;
+        for (instance, pod) in &mut pods {
+            assert_eq!(pod.readiness().ready("c", instance), Some(true), "{instance}, in ask: {in_ask}");
+        }
+        let asked = bomb.asked.lock().unwrap().clone();
+        for (instance, times) in asked {
+            assert_eq!(times.len(), 6, "{instance}, in ask: {in_ask}");
+            let gaps: Vec<_> = times.windows(2).map(|w| (w[1] - w[0]).as_millis()).collect();
+            assert!(gaps.iter().all(|gap| gap.abs_diff(1000) <= 1), "{instance}, in ask: {in_ask}: {gaps:?}");
+        }
+        let page = metrics.probes.registry().render();
+        assert!(page.contains("stevedore_prober_panics_total 3"), "{page}");
+        // And what comes later is taken on.
+        let mut late = room.open(false);
+        late.aim(room.targets(json!({"readinessProbe": plain}), "late"));
+        settle().await;
+        assert_eq!(late.readiness().ready("c", "late"), Some(true));
+    }
 }
 
 #[tokio::test(start_paused = true)]
