@@ -34,7 +34,7 @@ pub struct Failure {
     /// It concerns one container; the others go on.
     pub of_container: bool,
     /// For the container's status.
-    pub waiting: Option<Waiting>,
+    pub waiting: Option<Box<Waiting>>,
     /// When to try again, where a room knows better than the actor's own back-off.
     pub retry_at: Option<Instant>,
     /// The pod must end; this is no failure at all.
@@ -61,7 +61,7 @@ impl Failure {
 
     fn waiting(reason: &str, message: impl Into<String>) -> Self {
         let waiting = Waiting { reason: reason.to_owned(), message: message.into() };
-        Self { of_container: true, waiting: Some(waiting), ..Self::default() }
+        Self { of_container: true, waiting: Some(Box::new(waiting)), ..Self::default() }
     }
 }
 

@@ -32,12 +32,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-/// Commands in flight on the node: each is a handful of processes for the runtime.
+/// Commands that begin or run on the node at once: each is a handful of processes for the runtime.
 const COMMANDS: usize = 16;
-/// Of these one pod may have so many while others wait.
+/// Commands of one pod in flight.
 const COMMANDS_OF_A_POD: usize = 4;
-/// Connections in flight.
+/// Connections at once.
 const CONNECTIONS: usize = 128;
+/// Connections of one pod in flight.
+const CONNECTIONS_OF_A_POD: usize = 32;
+/// A run that takes longer is only waited for, and gives its place on the node to another.
+const LONG: Duration = Duration::from_secs(2);
 
 /// What pods' actors say.
 #[derive(Debug)]
@@ -63,8 +67,8 @@ struct Slot {
     watched: Vec<Watched>,
     /// Containers whose metrics are shown.
     shown: Vec<String>,
-    /// Commands in flight.
-    commands: usize,
+    /// Runs in flight, by means.
+    flying: [usize; 2],
     /// What the file has; `None` while that is unknown.
     kept: Option<Kept>,
     writing: bool,
@@ -86,7 +90,7 @@ struct Probe {
     slot: u64,
     kind: Kind,
     instance: String,
-    command: bool,
+    means: Means,
     timing: Timing,
     /// When the next run is due, or the one that waits or is under way was.
     due: Instant,
@@ -114,8 +118,36 @@ enum Done {
 struct Flight {
     probe: u64,
     slot: u64,
-    command: bool,
+    means: Means,
+    /// It holds a place on the node.
+    placed: bool,
     abort: AbortHandle,
+}
+
+/// How a container is asked: the index of what is kept for both.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Means {
+    Connection,
+    Command,
+}
+
+impl Means {
+    const ALL: [Self; 2] = [Self::Connection, Self::Command];
+
+    /// Places on the node, and runs in flight of one pod.
+    fn limits(self) -> (usize, usize) {
+        match self {
+            Self::Connection => (CONNECTIONS, CONNECTIONS_OF_A_POD),
+            Self::Command => (COMMANDS, COMMANDS_OF_A_POD),
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Command => "command",
+        }
+    }
 }
 
 pub struct Task {
@@ -128,10 +160,13 @@ pub struct Task {
     probes: HashMap<u64, Probe>,
     next_probe: u64,
     agenda: BTreeSet<(Instant, u64)>,
-    waiting_commands: VecDeque<u64>,
-    waiting_connections: VecDeque<u64>,
+    /// What is due and has no place yet, by means.
+    waiting: [VecDeque<u64>; 2],
     flights: HashMap<Id, Flight>,
-    commands: usize,
+    /// Places taken, by means.
+    taken: [usize; 2],
+    /// When each run in flight will have been long, in that order; those that ended meanwhile are passed over.
+    long: VecDeque<(Instant, Id)>,
     jobs: JoinSet<Done>,
 }
 
@@ -153,17 +188,19 @@ impl Task {
             probes: HashMap::new(),
             next_probe: 0,
             agenda: BTreeSet::new(),
-            waiting_commands: VecDeque::new(),
-            waiting_connections: VecDeque::new(),
+            waiting: Default::default(),
             flights: HashMap::new(),
-            commands: 0,
+            taken: [0; 2],
+            long: VecDeque::new(),
             jobs: JoinSet::new(),
         }
     }
 
     pub async fn run(mut self) {
         loop {
-            let next = self.agenda.first().map(|(at, _)| *at);
+            let due = self.agenda.first().map(|(at, _)| *at);
+            let place = self.long.front().filter(|_| self.waiting.iter().any(|w| !w.is_empty()));
+            let next = due.into_iter().chain(place.map(|(at, _)| *at)).min();
             let timer = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -198,7 +235,7 @@ impl Task {
                     targets: None,
                     watched: Vec::new(),
                     shown: Vec::new(),
-                    commands: 0,
+                    flying: [0; 2],
                     // A pod that is new to the node has no file.
                     kept: (!adopted).then(Kept::default),
                     writing: false,
@@ -305,7 +342,7 @@ impl Task {
                             slot: id,
                             kind,
                             instance: known.instance.clone(),
-                            command: p.exec.is_some(),
+                            means: if p.exec.is_some() { Means::Command } else { Means::Connection },
                             timing,
                             due,
                             waits_since: due,
@@ -341,7 +378,7 @@ impl Task {
             At::Flying => self
                 .flights
                 .values()
-                .filter(|f| f.probe == key && !f.command)
+                .filter(|f| f.probe == key && f.means == Means::Connection)
                 .for_each(|flight| flight.abort.abort()),
         }
     }
@@ -353,28 +390,42 @@ impl Task {
             self.agenda.remove(&(at, key));
             let Some(probe) = self.probes.get_mut(&key) else { continue };
             (probe.state, probe.waits_since) = (At::Waiting, now);
-            let queue =
-                if probe.command { &mut self.waiting_commands } else { &mut self.waiting_connections };
-            queue.push_back(key);
+            self.waiting[probe.means as usize].push_back(key);
         }
     }
 
     /// Begins as many runs as there are places for, in the order in which they were due.
     fn dispatch(&mut self) {
-        while self.flights.len() - self.commands < CONNECTIONS {
-            let Some(key) = self.waiting_connections.pop_front() else { break };
-            self.begin(key);
-        }
-        let mut at = 0;
-        while self.commands < COMMANDS && at < self.waiting_commands.len() {
-            let key = self.waiting_commands[at];
-            let slot = self.probes.get(&key).and_then(|p| self.slots.get(&p.slot));
-            if slot.is_some_and(|s| s.commands >= COMMANDS_OF_A_POD) {
-                at += 1;
-                continue;
+        self.give_back();
+        for means in Means::ALL {
+            let (places, of_a_pod) = means.limits();
+            let mut at = 0;
+            while self.taken[means as usize] < places && at < self.waiting[means as usize].len() {
+                let key = self.waiting[means as usize][at];
+                let slot = self.probes.get(&key).and_then(|p| self.slots.get(&p.slot));
+                if slot.is_some_and(|s| s.flying[means as usize] >= of_a_pod) {
+                    at += 1;
+                    continue;
+                }
+                self.waiting[means as usize].remove(at);
+                self.begin(key);
             }
-            self.waiting_commands.remove(at);
-            self.begin(key);
+        }
+    }
+
+    /// Runs that take long give their places back: the hanging ones of a few pods must not keep others from being asked.
+    fn give_back(&mut self) {
+        let now = Instant::now();
+        while let Some((at, id)) = self.long.front() {
+            match self.flights.get_mut(id) {
+                Some(_) if *at > now => break,
+                Some(flight) if flight.placed => {
+                    flight.placed = false;
+                    self.taken[flight.means as usize] -= 1;
+                }
+                _ => {}
+            }
+            self.long.pop_front();
         }
     }
 
@@ -391,10 +442,9 @@ impl Task {
             instance: probe.instance.clone(),
             ip: targets.ip,
         };
-        let means = if probe.command { "command" } else { "connection" };
-        let metrics = &self.metrics.probes;
-        metrics.place_wait.with([means]).observe_duration(probe.waits_since.elapsed());
-        let (due, lateness) = (probe.due, metrics.lateness.with([means]));
+        let (means, metrics) = (probe.means, &self.metrics.probes);
+        metrics.place_wait.with([means.label()]).observe_duration(probe.waits_since.elapsed());
+        let (due, lateness) = (probe.due, metrics.lateness.with([means.label()]));
         probe.state = At::Flying;
         let asked = self.prober.ask(question);
         let abort = self.jobs.spawn(async move {
@@ -403,12 +453,11 @@ impl Task {
             let answer = asked.await;
             Done::Answer { took: began.elapsed(), answer }
         });
-        if probe.command {
-            slot.commands += 1;
-            self.commands += 1;
-        }
-        let flight = Flight { probe: key, slot: probe.slot, command: probe.command, abort: abort.clone() };
-        self.flights.insert(abort.id(), flight);
+        slot.flying[means as usize] += 1;
+        self.taken[means as usize] += 1;
+        self.long.push_back((Instant::now() + LONG, abort.id()));
+        let id = abort.id();
+        self.flights.insert(id, Flight { probe: key, slot: probe.slot, means, placed: true, abort });
     }
 
     fn done(&mut self, done: Result<(Id, Done), JoinError>) {
@@ -417,10 +466,10 @@ impl Task {
             Err(error) => error.id(),
         };
         let flight = self.flights.remove(&id);
-        if let Some(flight) = flight.as_ref().filter(|f| f.command) {
-            self.commands -= 1;
+        if let Some(flight) = &flight {
+            self.taken[flight.means as usize] -= usize::from(flight.placed);
             if let Some(slot) = self.slots.get_mut(&flight.slot) {
-                slot.commands -= 1;
+                slot.flying[flight.means as usize] -= 1;
             }
         }
         match (flight, done) {

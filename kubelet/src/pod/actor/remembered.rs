@@ -76,7 +76,7 @@ impl Actor {
         *failures += 1;
         let at = Instant::now() + wait;
         if let Some(waiting) = failure.waiting {
-            self.memory.waiting.insert(name.to_owned(), waiting);
+            self.memory.waiting.insert(name.to_owned(), *waiting);
         }
         if let Some(id) = failure.not_started.as_ref().filter(|_| failure.still_runs) {
             self.memory.hook_failed.insert(id.clone());

@@ -5,7 +5,7 @@ use super::super::level;
 use super::super::prober::Answer;
 use super::super::readiness::{Kind, ProbeFailure, Readiness};
 use super::super::spec::{Targets, container, probe_of};
-use super::{At, Done, Flight, Slot, Task, Watched, next_turn};
+use super::{At, Done, Flight, Means, Slot, Task, Watched, next_turn};
 use crate::api::{self, PodRef};
 use crate::event::{ContainerList, Event, Kind as EventKind, Recorder, container_path};
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ impl Task {
         };
         let latest = next_turn(probe.due, probe.timing.period, Instant::now());
         // Only now: rows of answers are as long as they must be, and a moved turn would shorten one that has begun.
-        let moves = probe.command && !probe.placed && verdict.is_some();
+        let moves = probe.means == Means::Command && !probe.placed && verdict.is_some();
         let instance = probe.instance.clone();
         let due = if moves { self.place(flight.probe, latest) } else { latest };
         if let Some(probe) = self.probes.get_mut(&flight.probe) {
@@ -54,7 +54,7 @@ impl Task {
     /// Where among all commands the turns of this one come from now on: not after `latest`.
     fn place(&self, key: u64, latest: Instant) -> Instant {
         let Some(probe) = self.probes.get(&key) else { return latest };
-        let others = self.probes.iter().filter(|(other, p)| **other != key && p.command);
+        let others = self.probes.iter().filter(|(other, p)| **other != key && p.means == Means::Command);
         let others = others.map(|(_, p)| (p.due, p.timing.period));
         level::place(Instant::now(), latest, probe.timing.period, others)
     }

@@ -3,7 +3,7 @@
 //! The task catches what panics in a turn of its loop and puts everything back in its place. Nothing here is needed
 //! while nothing panics.
 
-use super::{At, Slot, Task, next_turn};
+use super::{At, Means, Slot, Task, next_turn};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tokio::time::Instant;
@@ -32,11 +32,12 @@ impl Task {
 
     /// Counts what is under way anew, aims at what runs, and gives every probe that is nowhere its next turn.
     fn repair(&mut self) {
-        self.commands = self.flights.values().filter(|f| f.command).count();
+        self.taken = Means::ALL.map(|m| self.flights.values().filter(|f| f.placed && f.means == m).count());
         let ids: Vec<u64> = self.slots.keys().copied().collect();
         for id in ids {
             if let Some(slot) = self.slots.get_mut(&id) {
-                slot.commands = self.flights.values().filter(|f| f.command && f.slot == id).count();
+                let of = |m| self.flights.values().filter(|f| f.slot == id && f.means == m).count();
+                slot.flying = Means::ALL.map(of);
             }
             // What panicked may do so again: that pod is left as it is.
             if catch_unwind(AssertUnwindSafe(|| self.take_aim(id))).is_err() {
@@ -49,7 +50,7 @@ impl Task {
         stray.into_iter().for_each(|key| self.drop_probe(key));
         let now = Instant::now();
         for (key, probe) in &mut self.probes {
-            let waiting = if probe.command { &self.waiting_commands } else { &self.waiting_connections };
+            let waiting = &self.waiting[probe.means as usize];
             let there = match probe.state {
                 At::Rest => self.agenda.contains(&(probe.due, *key)),
                 At::Waiting => waiting.contains(key),

@@ -308,33 +308,43 @@ async fn a_pod_that_ends_is_asked_for_readiness_only_and_one_that_is_gone_for_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn commands_are_bounded_and_one_pod_with_hanging_ones_leaves_room_for_others() {
-    let room = Room::new(Scripted::new(|q, _| {
-        let hangs = q.instance.starts_with("hang");
-        (Duration::from_secs(if hangs { 3600 } else { 1 }), Answer::Success)
-    }));
+async fn runs_are_bounded_and_hanging_ones_leave_room_for_others() {
     let exec = json!({"exec": {"command": ["x"]}, "periodSeconds": 600});
-    let mut pods: Vec<PodProbes> = Vec::new();
-    for (prefix, pod) in [("hang", 0), ("good", 1), ("good", 2), ("good", 3), ("good", 4), ("good", 5)] {
-        let containers: Vec<Value> =
-            (0..10).map(|n| json!({"name": format!("c{n}"), "image": "i", "livenessProbe": exec})).collect();
-        let object: Pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
-        let running = (0..10).map(|index| Target {
-            list: ContainerList::Regular,
-            index,
-            instance: format!("{prefix}-{pod}-{index}"),
-            started_at: room.clock.nanos(),
-        });
-        let running = running.collect();
-        let mut probes = room.open(false);
-        probes.aim(Targets { pod: Arc::new(object), terminating: false, ip: None, running });
-        pods.push(probes);
+    let connect = json!({"tcpSocket": {"port": 1}, "periodSeconds": 600});
+    for (means, probe) in [(Means::Command, exec), (Means::Connection, connect)] {
+        let (places, of_a_pod) = means.limits();
+        let room = Room::new(Scripted::new(|q, _| {
+            let hangs = q.instance.starts_with("hang");
+            (Duration::from_secs(if hangs { 3600 } else { 1 }), Answer::Success)
+        }));
+        let open = |prefix: &str| {
+            let containers: Vec<Value> = (0..of_a_pod + 1)
+                .map(|n| json!({"name": format!("c{n}"), "image": "i", "livenessProbe": probe}))
+                .collect();
+            let object: Pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
+            let running = (0..=of_a_pod).map(|index| Target {
+                list: ContainerList::Regular,
+                index,
+                instance: format!("{prefix}-{index}"),
+                started_at: room.clock.nanos(),
+            });
+            let running = running.collect();
+            let mut probes = room.open(false);
+            probes.aim(Targets { pod: Arc::new(object), terminating: false, ip: None, running });
+            probes
+        };
+        // More than there are places, before the others come.
+        let hanging: Vec<PodProbes> = (0..6).map(|_| open("hang")).collect();
+        let good: Vec<PodProbes> = (0..6).map(|_| open("good")).collect();
+        settle().await;
+        assert_eq!(room.prober.flying.lock().unwrap().0, places);
+        pass(60).await;
+        let asked = room.prober.asked();
+        let count = |prefix: &str| asked.iter().filter(|(_, what)| what.contains(prefix)).count();
+        assert_eq!(count("hang"), hanging.len() * of_a_pod, "of each pod as many as it may have");
+        assert_eq!(count("good"), good.len() * (of_a_pod + 1), "all of those that answer");
+        assert!(room.prober.flying.lock().unwrap().1 <= hanging.len() * of_a_pod + places);
     }
-    pass(30).await;
-    let asked = room.prober.asked();
-    let count = |prefix: &str| asked.iter().filter(|(_, what)| what.contains(prefix)).count();
-    assert_eq!((count("hang"), count("good")), (COMMANDS_OF_A_POD, 50));
-    assert_eq!(room.prober.flying.lock().unwrap().1, COMMANDS);
 }
 
 /// Pods of one container that is asked by a command, all since now.
