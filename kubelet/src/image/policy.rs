@@ -1,6 +1,7 @@
 //! Decisions and words: which pull policy holds, what a failed pull is called, what events say. Pure.
 
 use super::name::{self, NameError};
+use crate::gotext;
 use std::time::Duration;
 
 /// `imagePullPolicy`.
@@ -66,28 +67,9 @@ pub fn pull_failure(image: &str, message: &str) -> (&'static str, String) {
 pub fn pulled_text(image: &str, pull: Duration, waited_too: Duration, size: u64) -> String {
     format!(
         "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {size} bytes.",
-        go_duration(pull),
-        go_duration(waited_too)
+        gotext::duration(pull),
+        gotext::duration(waited_too)
     )
-}
-
-/// A duration in whole milliseconds as Go prints it: `0s`, `512ms`, `1.5s`, `2m3.004s`.
-fn go_duration(d: Duration) -> String {
-    let ms = d.as_millis();
-    if ms == 0 {
-        return "0s".to_owned();
-    }
-    if ms < 1000 {
-        return format!("{ms}ms");
-    }
-    let (minutes, rest) = (ms / 60_000, ms % 60_000);
-    let fraction = format!(".{:03}", rest % 1000);
-    let seconds = format!("{}{}s", rest / 1000, fraction.trim_end_matches('0').trim_end_matches('.'));
-    match (minutes / 60, minutes % 60) {
-        (0, 0) => seconds,
-        (0, m) => format!("{m}m{seconds}"),
-        (h, m) => format!("{h}h{m}m{seconds}"),
-    }
 }
 
 #[cfg(test)]
@@ -106,22 +88,6 @@ mod tests {
             assert_eq!(PullPolicy::default_for(image), Ok(want), "{image}");
         }
         assert_eq!(PullPolicy::parse("always"), None);
-    }
-
-    #[test]
-    fn durations_print_as_go_prints_them() {
-        for (ms, want) in [
-            (0, "0s"),
-            (7, "7ms"),
-            (999, "999ms"),
-            (1000, "1s"),
-            (1500, "1.5s"),
-            (61_000, "1m1s"),
-            (123_004, "2m3.004s"),
-            (3_600_000, "1h0m0s"),
-        ] {
-            assert_eq!(go_duration(Duration::from_millis(ms)), want);
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::policy::{self, Next};
 use super::{CRASH_LOOP, GARBAGE, Input, Kill, POD, Phase, Plan, Step, Waiting, retry_at, usable};
 use crate::api::{self, Container, PodRef};
 use crate::event::ContainerList;
+use crate::gotext;
 use crate::pleg::observed::{Instance, Sandbox, State};
 use crate::pod::backoff::{self, Verdict};
 use crate::pod::desired::MINIMUM_GRACE;
@@ -305,8 +306,10 @@ impl<'a> Planner<'a> {
             Verdict::Start(entry) => Some(entry),
             Verdict::Wait { until, wait } => {
                 let (name, pod) = (&ended.name, PodRef::of(&self.input.desired.pod));
-                let message =
-                    format!("back-off {} restarting failed container={name} pod={pod}", go_duration(wait));
+                let message = format!(
+                    "back-off {} restarting failed container={name} pod={pod}",
+                    gotext::duration(wait)
+                );
                 self.waiting.insert(name.clone(), Waiting { reason: CRASH_LOOP.to_owned(), message });
                 self.wake_at(until);
                 None
@@ -369,10 +372,4 @@ impl<'a> Planner<'a> {
             resetting: self.resetting,
         }
     }
-}
-
-/// Go's text of a duration of whole seconds: `10s`, `2m40s`, `5m0s`.
-fn go_duration(d: Duration) -> String {
-    let s = d.as_secs();
-    if s < 60 { format!("{s}s") } else { format!("{}m{}s", s / 60, s % 60) }
 }

@@ -5,11 +5,11 @@
 
 use super::{NodeFacts, resources};
 use crate::api::{Container, Pod, spec};
+use crate::gotext;
 use crate::quantity::{self, Nano};
 use crate::volume;
 use k8s_openapi::api::core::v1::ResourceFieldSelector;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -90,41 +90,9 @@ impl volume::Values for FileValues {
 
 /// A map as `key="value"` lines, by key.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let each = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+    let each =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", gotext::quote(value.as_bytes())));
     each.collect::<Vec<_>>().join("\n")
-}
-
-/// `text` as Go's `%q` prints it.
-fn quoted(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\x07' => out.push_str("\\a"),
-            '\x08' => out.push_str("\\b"),
-            '\x0c' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\x0b' => out.push_str("\\v"),
-            // Writing to a String cannot fail.
-            c if c < ' ' || c == '\x7f' => drop(write!(out, "\\x{:02x}", c as u32)),
-            c if is_printed(c) => out.push(c),
-            c if (c as u32) < 0x10000 => drop(write!(out, "\\u{:04x}", c as u32)),
-            c => drop(write!(out, "\\U{:08x}", c as u32)),
-        }
-    }
-    out.push('"');
-    out
-}
-
-/// Letters, marks, numbers, punctuation, symbols and the space. Behind another character `escape_debug` leaves exactly
-/// those alone.
-fn is_printed(c: char) -> bool {
-    let mut behind = String::from('a');
-    behind.push(c);
-    !behind.escape_debug().to_string().contains("\\u{")
 }
 
 /// `map['key']` taken apart.
@@ -283,10 +251,6 @@ mod tests {
         };
         assert_eq!(values.resource(&p, &wants("c")).as_deref(), Ok("2"));
         assert_eq!(values.resource(&p, &wants("z")), Err("container z not found".into()));
-        assert_eq!(
-            quoted("é\u{301}\u{1}\u{7f}\u{80}\u{200b}\u{2028}\u{e0001}\\\t"),
-            "\"é\u{301}\\x01\\x7f\\u0080\\u200b\\u2028\\U000e0001\\\\\\t\""
-        );
     }
 
     #[test]
