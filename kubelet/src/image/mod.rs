@@ -46,8 +46,12 @@ use pull::Pulls;
 use record::{Records, Verdict};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Waits before images are listed again at the start: first and longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// The room's handle. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -197,16 +201,22 @@ impl Images {
         }
     }
 
-    /// An earlier agent may have died in a pull, and images may have gone while none ran.
+    /// An earlier agent may have died in a pull, and images may have gone while none ran. Goes on until the runtime has
+    /// listed its images: the garbage collection, which comes after it, needs the same list.
     async fn settle_records(&self) {
         let Some(records) = &self.inner.records else { return };
-        records.begin_round();
-        match self.inner.runtime.list_images().await {
-            Ok(images) => {
-                records.recover(&images);
-                records.prune(images.iter().map(|i| i.id.as_str()));
+        let mut wait = RETRY.0;
+        loop {
+            records.begin_round();
+            match self.inner.runtime.list_images().await {
+                Ok(images) => {
+                    records.recover(&images);
+                    return records.prune(images.iter().map(|i| i.id.as_str()));
+                }
+                Err(error) => tracing::warn!(%error, "cannot settle the records of pulled images yet"),
             }
-            Err(error) => tracing::warn!(%error, "cannot settle the records of pulled images"),
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY.1);
         }
     }
 

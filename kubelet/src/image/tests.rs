@@ -36,6 +36,8 @@ pub(super) struct Fake {
     pub(super) stuck: Mutex<HashSet<String>>,
     /// Removals wait for a permit each.
     pub(super) removal: Semaphore,
+    /// How often images cannot be listed yet.
+    pub(super) lists_fail: AtomicUsize,
 }
 
 impl Fake {
@@ -54,6 +56,7 @@ impl Fake {
             usage: Mutex::new(Usage { capacity: 100, available: 100 }),
             stuck: Mutex::default(),
             removal: Semaphore::new(1000),
+            lists_fail: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             finished: watch::Sender::new(0),
@@ -113,7 +116,13 @@ impl ImageRuntime for Fake {
         let named =
             |(name, image): (&String, &Image)| Image { repo_tags: vec![name.clone()], ..image.clone() };
         let all = self.present.lock().unwrap().iter().map(named).collect();
-        Box::pin(async move { Ok(all) })
+        let left = self.lists_fail.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        Box::pin(async move {
+            match left {
+                Ok(_) => Err(failure("ListImages", "not yet".to_owned())),
+                Err(_) => Ok(all),
+            }
+        })
     }
     fn remove_image<'a>(&'a self, id: &'a str) -> BoxFuture<'a, cri::Result<()>> {
         Box::pin(async move {

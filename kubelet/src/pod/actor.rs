@@ -17,7 +17,7 @@ use super::plan::{self, Memory, Phase, Plan, Step, Waiting};
 use super::rooms::Rooms;
 use super::steps::{Failure, Steps};
 use super::wants::Wants;
-use crate::api::{PodRef, PodUid};
+use crate::api::{Pod, PodRef, PodUid};
 use crate::pleg::observed::Observed;
 use crate::probe::{PodProbes, Readiness};
 use crate::status::Removed;
@@ -282,13 +282,19 @@ impl Actor {
         }
         let mut rest = plan.steps.as_slice();
         while let Some((step, behind)) = rest.split_first() {
-            let removals = rest.iter().take_while(|s| matches!(s, Step::RemoveContainer { .. })).count();
-            if removals > 1 && plan.phase >= Phase::Terminated {
-                if !self.remove_containers(desired, plan, &rest[..removals]).await {
-                    return Carried::Out;
+            if plan.phase >= Phase::Terminated {
+                let removal = rest.iter().map_while(|s| match s {
+                    Step::RemoveContainer { id, name } => Some((id.as_str(), name.as_str())),
+                    _ => None,
+                });
+                let removals: Vec<_> = removal.collect();
+                if removals.len() > 1 {
+                    if !self.remove_containers(&desired.pod, &removals).await {
+                        return Carried::Out;
+                    }
+                    rest = &rest[removals.len()..];
+                    continue;
                 }
-                rest = &rest[removals..];
-                continue;
             }
             rest = behind;
             let starts =
@@ -328,32 +334,28 @@ impl Actor {
         Carried::Out
     }
 
-    /// The containers of a pod that has ended need nothing of each other and are removed side by side; false when one could
-    /// not be.
-    async fn remove_containers(&mut self, desired: &Desired, plan: &Plan, steps: &[Step]) -> bool {
+    /// The containers of a pod that has ended, ids and names, need nothing of each other and are removed side by side; false
+    /// when one could not be. However many could not be, it is one failure: the next try is of them all.
+    async fn remove_containers(&mut self, pod: &Pod, removals: &[(&str, &str)]) -> bool {
         let began = Instant::now();
-        let mut done = Vec::with_capacity(steps.len());
-        for some in steps.chunks(REMOVALS_AT_ONCE) {
-            let removals = some.iter().map(async |step| {
-                let Step::RemoveContainer { id, name } = step else { return (step, Ok(())) };
-                (step, self.steps.remove_container(&desired.pod, id, name, self.own_log(id)).await)
-            });
-            done.extend(join_all(removals).await);
-        }
-        let failed = done.iter().filter(|(_, result)| result.is_err()).count();
-        tracing::debug!(pod = %self.pod, containers = steps.len(), failed, took_ms = began.elapsed().as_millis() as u64, "removals");
-        for (step, result) in done {
-            let key = self.key(desired, plan, step);
-            match (step, result) {
-                (Step::RemoveContainer { id, name }, Ok(())) => {
-                    self.remember_removed(id, name);
-                    if failed == 0 {
-                        self.forget_failure(&key);
+        let (mut failed, mut first) = (0, None);
+        for some in removals.chunks(REMOVALS_AT_ONCE) {
+            let each =
+                some.iter().map(|(id, name)| self.steps.remove_container(pod, id, name, self.own_log(id)));
+            for ((id, name), removed) in some.iter().zip(join_all(each).await) {
+                match removed {
+                    Ok(()) => self.remember_removed(id, name),
+                    Err(failure) => {
+                        failed += 1;
+                        first.get_or_insert(failure);
                     }
                 }
-                (_, Ok(())) => {}
-                (_, Err(failure)) => self.remember_failure(&key, failure),
             }
+        }
+        tracing::debug!(pod = %self.pod, containers = removals.len(), failed, took_ms = began.elapsed().as_millis() as u64, "removals");
+        match first {
+            None => self.forget_failure(plan::POD),
+            Some(failure) => self.remember_failure(plan::POD, failure),
         }
         failed == 0
     }

@@ -305,8 +305,11 @@ impl Shared {
             }
             () = requests.idle(HEADER) => {
                 connection.as_mut().graceful_shutdown();
-                // Whoever does not take the farewell is left.
-                timeout(HANDSHAKE, connection).await.unwrap_or(Ok(()))
+                tokio::select! {
+                    served = connection => served,
+                    // Whoever does not take the farewell is left; a request that crossed it is served.
+                    () = requests.idle(HANDSHAKE) => Ok(()),
+                }
             }
         };
         report(served);
@@ -388,3 +391,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         self.mind(cx, gave)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 use crate::api::{Pod, Volume};
 use crate::objects::{Found, Key, Kind, Object};
+use crate::source::validate::names;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ResourceFieldSelector, VolumeProjection};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -246,39 +247,10 @@ fn picked(
 
 /// The last of several files of one path wins, as upstream.
 fn put(payload: &mut Payload, path: &str, bytes: Arc<[u8]>, mode: i32) -> Result<(), String> {
-    let path = clean(path)?;
+    let path = names::file_path(path).map_err(|why| format!("invalid path: {path:?}: {why}"))?;
     let mode = u32::try_from(mode).unwrap_or(MODE as u32) & 0o777;
     payload.insert(path, File { bytes, mode });
     Ok(())
-}
-
-/// The longest path in a volume, and the longest part of one.
-const LONGEST: (usize, usize) = (4096, 255);
-
-/// `path` in its shortest form, if it may be one in a volume.
-fn clean(path: &str) -> Result<String, String> {
-    let wrong = |why: &str| Err(format!("invalid path: {path:?}: {why}"));
-    if path.starts_with('/') {
-        return wrong("must be relative");
-    }
-    let parts: Vec<&str> = path.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
-    if parts.is_empty() {
-        return wrong("must not be empty");
-    }
-    if parts.contains(&"..") {
-        return wrong("must not contain '..'");
-    }
-    // The room's own names.
-    if parts.first().is_some_and(|p| p.starts_with("..")) {
-        return wrong("must not start with '..'");
-    }
-    if path.contains('\0') {
-        return wrong("must not contain NUL");
-    }
-    if path.len() > LONGEST.0 || parts.iter().any(|p| p.len() > LONGEST.1) {
-        return wrong("must have at most 4096 bytes, and 255 between slashes");
-    }
-    Ok(parts.join("/"))
 }
 
 /// A file cannot be a directory as well.
@@ -417,6 +389,7 @@ mod tests {
             "",
             ".",
             "./",
+            "./..x",
             &long,
             &"x/".repeat(2100),
         ] {

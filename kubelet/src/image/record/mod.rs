@@ -99,8 +99,11 @@ impl Records {
         let mut state = self.state();
         match self.add(&mut state, image, image_ref, Some(&Access::of(source, hash))) {
             Ok(()) => self.pull_ends(&mut state, image),
-            // The intent stays: the image is still known as pulled.
-            Err(error) => tracing::warn!(image, image_ref, %error, "cannot record a pulled image"),
+            Err(error) => {
+                tracing::warn!(image, image_ref, %error, "cannot record a pulled image");
+                // The intent stays: the image is still known as pulled.
+                one_less(&mut state, image);
+            }
         }
         self.measure();
     }
@@ -112,14 +115,10 @@ impl Records {
     }
 
     fn pull_ends(&self, state: &mut State, image: &str) {
-        let left = state.pulls.get(image).map_or(0, |n| n.saturating_sub(1));
-        if left > 0 {
-            state.pulls.insert(image.to_owned(), left);
-            return;
-        }
-        match self.pulling.remove(image) {
-            Ok(()) => drop(state.pulls.remove(image)),
-            Err(error) => tracing::warn!(image, %error, "cannot remove the record of a pull that has ended"),
+        if one_less(state, image) == 0
+            && let Err(error) = self.pulling.remove(image)
+        {
+            tracing::warn!(image, %error, "cannot remove the record of a pull that has ended");
         }
     }
 
@@ -280,6 +279,16 @@ impl Records {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// One pull of `image` is over; answers how many of it are under way.
+fn one_less(state: &mut State, image: &str) -> usize {
+    let left = state.pulls.get(image).map_or(0, |n| n.saturating_sub(1));
+    match left {
+        0 => drop(state.pulls.remove(image)),
+        left => drop(state.pulls.insert(image.to_owned(), left)),
+    }
+    left
 }
 
 #[cfg(test)]

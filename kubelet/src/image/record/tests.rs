@@ -251,6 +251,39 @@ async fn nothing_is_pulled_that_cannot_be_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_that_could_not_be_recorded_is_no_longer_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = bench(Fake::new(&[], Ok(())), dir.path(), Policy::default());
+    let (manager, pulled) = (dir.path().join("image_manager"), dir.path().join("image_manager/pulled"));
+    std::fs::create_dir_all(&manager).unwrap();
+    std::fs::write(&pulled, "in the way").unwrap();
+    ensure(&b, "u", "IfNotPresent", &[]).await.unwrap();
+    assert_eq!(files(dir.path(), "pulling"), [files::name_of(IMAGE)], "it is known as pulled");
+    assert_eq!(ensure(&b, "u", "Never", &[]).await.unwrap_err().reason, "ErrImageNeverPull");
+    // The next pull of it is the only one, and ends it.
+    std::fs::remove_file(&pulled).unwrap();
+    ensure(&b, "u", "IfNotPresent", &[]).await.unwrap();
+    assert_eq!(files(dir.path(), "pulling"), [""; 0]);
+    ensure(&b, "v", "Never", &[]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_settled_as_soon_as_the_runtime_lists_its_images() {
+    let dir = tempfile::tempdir().unwrap();
+    Dir::new(dir.path().join("image_manager/pulling")).write_intent(IMAGE).unwrap();
+    let fake = Fake::new(&[IMAGE], Err("no such host"));
+    fake.lists_fail.store(4, std::sync::atomic::Ordering::Relaxed);
+    let b = bench(fake, dir.path(), Policy::default());
+    let task = tokio::spawn(b.images.clone().collect_garbage());
+    while record(dir.path(), ID).is_none() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(b.fake.lists_fail.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(files(dir.path(), "pulling"), [""; 0]);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn records_go_with_their_images_and_not_before() {
     let dir = tempfile::tempdir().unwrap();
     let b = bench(Fake::new(&[], Ok(())), dir.path(), Policy::default());

@@ -2,7 +2,7 @@
 
 mod client;
 mod connections;
-mod node;
+pub(super) mod node;
 mod recorded;
 mod streaming;
 

@@ -205,7 +205,7 @@ fn resource_field_ref(r: &core::ResourceFieldSelector, volume: bool, at: &Path<'
 pub fn downward_file(file: &core::DownwardAPIVolumeFile, at: &Path<'_>, errors: &mut Errors) {
     match file.path.as_str() {
         "" => errors.required(&at.child("path"), ""),
-        path => errors.syntax(&at.child("path"), path, names::file_path(path)),
+        path => errors.syntax(&at.child("path"), path, names::file_path(path).err()),
     }
     match (&file.field_ref, &file.resource_field_ref) {
         (Some(f), None) => field_ref(f, FILE_FIELDS, &at.child("fieldRef"), errors),

@@ -144,21 +144,26 @@ pub fn relative_path(text: &str) -> Option<String> {
     backsteps(text)
 }
 
-/// The path of a file in a volume that shows objects: below the volume, and not one of the names the agent keeps there.
-/// What no file system takes is refused as well.
-pub fn file_path(text: &str) -> Option<String> {
-    let wrong = relative_path(text);
-    if wrong.is_some() {
-        return wrong;
+/// The path of a file in a volume that shows objects, in its shortest form: below the volume, and not one of the names
+/// the agent keeps there. What no file system takes is refused as well.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn file_path(text: &str) -> Result<String, String> {
+    if let Some(wrong) = relative_path(text) {
+        return Err(wrong);
     }
-    if text.starts_with("..") {
-        return Some("must not start with '..'".to_owned());
-    }
-    if text.contains('\0') {
-        return Some("must not contain NUL".to_owned());
-    }
-    let long = text.len() > 4096 || text.split('/').any(|part| part.len() > 255);
-    long.then(|| "must have at most 4096 bytes, and 255 between slashes".to_owned())
+    let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let wrong = match parts.first() {
+        None => "must name a file",
+        Some(first) if first.starts_with("..") => "must not start with '..'",
+        Some(_) if text.contains('\0') => "must not contain NUL",
+        Some(_) if text.len() > 4096 || parts.iter().any(|part| part.len() > 255) => {
+            "must have at most 4096 bytes, and 255 between slashes"
+        }
+        Some(_) => return Ok(parts.join("/")),
+    };
+    Err(wrong.to_owned())
 }
 
 /// A path without `..` among its elements.
@@ -231,6 +236,10 @@ mod tests {
         assert!(env_name("a=b").is_some() && env_name("é").is_some());
         assert!(relative_path("a/../b").is_some() && relative_path("/a").is_some());
         assert!(relative_path("a..b/c").is_none() && backsteps("/a/..").is_some());
+        for bad in ["", ".", "./", "./..x", "..x", "a/../b", "/a", "a\0b", &"a".repeat(256)] {
+            assert!(file_path(bad).is_err(), "{bad}");
+        }
+        assert_eq!(file_path("./a//..x/./b/").as_deref(), Ok("a/..x/b"));
         assert_eq!(ip("010.0.0.1"), Err("must not have leading 0s"));
         assert!(ip("::1").is_ok() && ip("1.2.3").is_err());
     }

@@ -239,8 +239,10 @@ fn items(list: Option<&[core::KeyToPath]>, at: &Path<'_>, errors: &mut Errors) {
     for (i, item) in list.unwrap_or_default().iter().enumerate() {
         let at = at.index(i);
         need(&at, "key", &item.key, errors);
-        need(&at, "path", &item.path, errors);
-        errors.syntax(&at.child("path"), &item.path, names::file_path(&item.path));
+        match item.path.as_str() {
+            "" => errors.required(&at.child("path"), ""),
+            path => errors.syntax(&at.child("path"), path, names::file_path(path).err()),
+        }
         if let Some(mode) = item.mode {
             errors.mode(&at.child("mode"), mode);
         }
