@@ -17,6 +17,8 @@
 //! | keeper of a pod's volumes | objects, the pod | files, events |
 //! | server | HTTP | what the [`View`] shows |
 
+mod measured;
+
 use crate::api::{Origin, Pod, PodRef};
 use crate::cgroup::{CgroupConfig, Cgroups, NodeValues};
 use crate::clock::Clock;
@@ -33,6 +35,7 @@ use crate::pod::translate::NodeFacts;
 use crate::pod::translate::fields::FileValues;
 use crate::probe::{Live, Prober, Probes};
 use crate::source::{self, References, SourceEvent};
+use crate::stats::{self, Stats};
 use crate::status::{NodeIdentity, Statuses};
 use crate::trace::Tracer;
 use crate::userns::{Pool, UserNamespaces};
@@ -150,6 +153,8 @@ pub struct Agent {
     pub metrics: Metrics,
     /// Looks at the runtime.
     pub pleg: Pleg,
+    /// What the node and its pods use.
+    pub stats: Stats,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -203,6 +208,13 @@ impl Agent {
         let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
         let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
         let statuses = Statuses::default();
+        let directory = Directory::default();
+        let stats = Stats::new(
+            stats::Config { node_name: facts.node_name.clone(), root_dir: settings.root_dir.clone() },
+            cgroups.lookup(),
+            Arc::new(measured::Measured { directory: directory.clone(), pleg: pleg.clone() }),
+            Arc::new(runtime.clone()),
+        );
         let prober = settings.prober.unwrap_or_else(|| Arc::new(Live::new(runtime.clone())));
         let rooms = Arc::new(Rooms {
             images: Images::new(
@@ -238,7 +250,6 @@ impl Agent {
             dead: settings.dead,
             condemned,
         });
-        let directory = Directory::default();
         let (sources, events) = mpsc::channel(256);
         let mut expected = settings.other_sources;
         if let Some((dir, net)) = settings.manifests {
@@ -251,7 +262,7 @@ impl Agent {
         tasks.push(tokio::spawn(rooms.images.clone().collect_garbage()));
         let world = World::new(rooms, config, directory.clone());
         tasks.push(tokio::spawn(world.run(events, picture, strays)));
-        Ok(Self { sources, statuses, directory, recorder, metrics, pleg, tasks })
+        Ok(Self { sources, statuses, directory, recorder, metrics, pleg, stats, tasks })
     }
 
     /// Every pod of the node with its present status.

@@ -32,6 +32,7 @@ pub mod resolve;
 pub mod server;
 pub mod settings;
 pub mod source;
+pub mod stats;
 pub mod status;
 pub mod sys;
 pub mod trace;

@@ -18,10 +18,12 @@ mod error;
 mod files;
 mod hierarchy;
 pub mod layout;
+mod lookup;
 pub mod values;
 
 pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
+pub use lookup::{Lookup, container_of_dir};
 pub use values::{HugetlbLimit, NodeValues, PodValues};
 
 use crate::api::{PodUid, Qos};
