@@ -60,3 +60,5 @@ need_rust() {
 # What compiling needs, and what a node needs to run pods.
 BUILD_PACKAGES=(build-essential protobuf-compiler ca-certificates)
 NODE_PACKAGES=(containerd runc nftables busybox-static iproute2 curl)
+# What nodes of their own kernels are made with.
+VM_PACKAGES=(mmdebstrap e2fsprogs xz-utils util-linux)

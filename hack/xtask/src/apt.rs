@@ -1,7 +1,7 @@
 //! Packages of another Debian suite, unpacked into a folder without installing them.
 //!
-//! Called by [`crate::runtime`] to find containerd releases that the machine's own suite lacks. It
-//! reads the machine's apt sources, keeps mirror and keyring, changes only the suite, and gives apt
+//! Called by [`crate::runtime`] to find containerd releases that the machine's own suite lacks, and by
+//! [`crate::vm`] for the nodes' system and kernel. It reads the machine's apt sources, keeps mirror and keyring, changes only the suite, and gives apt
 //! private list and cache folders: the machine's own package state is never touched, and no mirror
 //! address is written down in this tree.
 
@@ -49,9 +49,37 @@ pub fn unpack(suite: &str, packages: &[&str], into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A sources file that names `suite` on the machine's own mirror, with a keyring that its lists were verified by.
+pub fn sources(suite: &str) -> Result<PathBuf> {
+    let private = Private::new(suite)?;
+    private.update(suite, &machine_mirror()?)?;
+    Ok(private.sources())
+}
+
+/// The package of `suite` with the highest version of those called `prefix` and then a version, such as
+/// `linux-source-7.2`.
+pub fn newest(suite: &str, prefix: &str) -> Result<String> {
+    let private = Private::new(suite)?;
+    private.update(suite, &machine_mirror()?)?;
+    let names = cmd::text(private.command("apt-cache").args(["pkgnames", prefix]))?;
+    highest(&names, prefix).with_context(|| format!("Debian {suite} has no package {prefix}*"))
+}
+
+/// The highest of some names, one a line, that are `prefix` and numbers with dots between them.
+fn highest(names: &str, prefix: &str) -> Option<String> {
+    let parts = |name: &str| -> Option<Vec<u32>> {
+        let rest = name.strip_prefix(prefix)?.trim_start_matches('.');
+        rest.split('.').filter(|part| !part.is_empty()).map(|part| part.parse().ok()).collect()
+    };
+    let found = names.lines().filter_map(|name| Some((parts(name)?, name)));
+    found.max().map(|(_, name)| name.to_owned())
+}
+
 /// apt's private folders for one suite.
 struct Private {
     dir: PathBuf,
+    /// apt refuses to wait for another one in the same folders.
+    _alone: tree::Lock,
 }
 
 impl Private {
@@ -60,16 +88,20 @@ impl Private {
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(part))?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, _alone: tree::lock(&format!("apt-{suite}"))? })
+    }
+
+    fn sources(&self) -> PathBuf {
+        self.dir.join("suite.sources")
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let dir = self.dir.display();
+        let (dir, sources) = (self.dir.display(), self.sources());
         command
             .env("LC_ALL", "C")
             .arg("-q")
-            .args(["-o", &format!("Dir::Etc::sourcelist={dir}/suite.sources")]);
+            .args(["-o", &format!("Dir::Etc::sourcelist={}", sources.display())]);
         command.args(["-o", "Dir::Etc::sourceparts=-"]);
         command.args(["-o", &format!("Dir::State::Lists={dir}/lists")]);
         command.args(["-o", &format!("Dir::Cache={dir}/cache")]);
@@ -105,7 +137,7 @@ impl Private {
     }
 
     fn write_sources(&self, suite: &str, mirror: &Mirror) -> Result<()> {
-        tree::write_atomic(&self.dir.join("suite.sources"), stanza(suite, mirror).as_bytes())
+        tree::write_atomic(&self.sources(), stanza(suite, mirror).as_bytes())
     }
 }
 
@@ -246,6 +278,14 @@ mod tests {
                 .signed_by
                 .is_none()
         );
+    }
+
+    #[test]
+    fn versions_in_names_are_compared_as_numbers() {
+        let names =
+            "linux-source-7.9\nlinux-source-7.10\nlinux-source-7.10-rt\nlinux-source\nlinux-source-70x\n";
+        assert_eq!(highest(names, "linux-source-7").as_deref(), Some("linux-source-7.10"));
+        assert_eq!(highest("linux-source-6.12\n", "linux-source-7"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`build`] | binaries of this workspace |
 //! | [`up`] | `hack/up` and `hack/down` |
 //! | [`suite`] | `hack/test` |
+//! | [`vm`] | nodes with a kernel of their own, systemd and cgroup v2 |
 //! | [`bench`] | what the agent costs against the floor of its runtime |
 //! | [`proc`], [`tree`] | process identities, paths of the source tree |
 //!
@@ -40,3 +41,4 @@ pub mod runtime;
 pub mod suite;
 pub mod tree;
 pub mod up;
+pub mod vm;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::image::Image;
 use xtask::runtime::{self, Flavour, Network, Oci, Options, PrivateContainerd};
-use xtask::{bench, build, plugins, suite, up};
+use xtask::{bench, build, plugins, suite, up, vm};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Stevedore's own tools", version)]
@@ -46,6 +46,9 @@ enum Command {
     Test,
     /// Measure the agent against the floor of its runtime
     Bench(bench::Arguments),
+    /// Nodes with a kernel of their own, systemd and cgroup v2
+    #[command(subcommand)]
+    Vm(vm::Command),
     /// Remove what crashed tests left on this machine
     Clean {
         /// Also what belongs to tests that still run
@@ -67,6 +70,7 @@ async fn main() -> Result<()> {
         Command::Down => up::down().await,
         Command::Test => suite::test(),
         Command::Bench(arguments) => bench::bench(arguments).await,
+        Command::Vm(command) => vm::main(command),
         Command::Clean { all } => clean(all),
         Command::Images { dir } => images(&dir),
     }

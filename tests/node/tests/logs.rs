@@ -4,14 +4,17 @@
 
 use kubelet::log::{Decoder, Filter};
 use node_e2e::manifest::{pod, sh, then_forever};
+use node_e2e::marks::number;
 use node_e2e::wait::eventually;
 use node_e2e::{Node, Options, http};
 use serde_json::json;
 use std::io::Read;
 use std::path::Path;
 
-/// Lines that the container writes; each is about 55 bytes of log.
-const LINES: u32 = 1_000_000;
+/// Lines that the container writes; each is about 55 bytes of log. A million, or `STEVEDORE_LOG_LINES`.
+fn lines() -> u64 {
+    number("STEVEDORE_LOG_LINES", 1_000_000)
+}
 
 /// Rotates at 1 MiB and keeps everything.
 async fn node() -> Option<Node> {
@@ -21,19 +24,19 @@ async fn node() -> Option<Node> {
 
 /// A pod that writes the numbers once it finds `/go`, and `/done` after them.
 fn numbers() -> serde_json::Value {
-    let script = format!("until [ -e /go ]; do sleep 0.05; done; seq 1 {LINES}; touch /done");
+    let script = format!("until [ -e /go ]; do sleep 0.05; done; seq 1 {}; touch /done", lines());
     pod("numbers", [sh("c", &then_forever(&script))])
 }
 
 /// Every number once, in order.
 fn check(what: &str, text: &[u8]) {
-    let mut expected = 1u32;
+    let mut expected = 1u64;
     for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
         let line = String::from_utf8_lossy(line);
         assert_eq!(line, expected.to_string(), "{what}");
         expected += 1;
     }
-    assert_eq!(expected, LINES + 1, "{what} ends early");
+    assert_eq!(expected, lines() + 1, "{what} ends early");
 }
 
 /// What the container wrote, put together from its log files, and how many were rotated and compressed.
@@ -84,8 +87,8 @@ async fn every_line_is_read_once_and_in_order_while_logs_are_rotated_at_full_spe
     let path = node.log_path("numbers", "c", "follow=true");
     let mut follow = http::open_tls(node.port, &node.dir.join("pki"), &node.name, &path).await.unwrap();
     node.exec(&running, "c", "touch /go").await;
-    let mut followed = Vec::new();
-    while !followed.ends_with(format!("\n{LINES}\n").as_bytes()) {
+    let (mut followed, last) = (Vec::new(), format!("\n{}\n", lines()));
+    while !followed.ends_with(last.as_bytes()) {
         followed.extend_from_slice(http::piece(&mut follow).await.expect("the log goes on").as_bytes());
     }
     check("what the follower saw", &followed);

@@ -129,6 +129,6 @@ fn put(blobs: &Path, media_type: MediaType, bytes: &[u8]) -> Result<Descriptor> 
 }
 
 /// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

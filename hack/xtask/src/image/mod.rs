@@ -15,6 +15,7 @@ use oci_spec::image::{Config, ConfigBuilder};
 
 pub use import::import;
 pub use layout::Layout;
+pub(crate) use layout::hex;
 
 /// The sandbox image's name.
 pub const PAUSE: &str = "localhost/stevedore/pause:latest";

@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::CgroupDriver;
+
 /// What the file depends on.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs<'a> {
@@ -29,6 +31,8 @@ pub(super) struct Inputs<'a> {
     pub restrict_oom: bool,
     /// 2.x and later.
     pub version_3: bool,
+    /// Who makes containers' cgroups.
+    pub cgroup_driver: CgroupDriver,
 }
 
 /// Plugins that a node agent never uses: each costs start-up time, memory or a path outside our folders.
@@ -125,7 +129,8 @@ fn handlers(text: &mut String, inputs: &Inputs<'_>, cri: &str) {
             &format!("[{cri}.containerd.runtimes.{name}]\n  runtime_type = \"io.containerd.runc.v2\""),
         );
         push(text, &format!("[{cri}.containerd.runtimes.{name}.options]"));
-        push(text, &format!("  BinaryName = {}\n  SystemdCgroup = false", quote(binary)));
+        let systemd = inputs.cgroup_driver == CgroupDriver::Systemd;
+        push(text, &format!("  BinaryName = {}\n  SystemdCgroup = {systemd}", quote(binary)));
     }
 }
 
@@ -170,6 +175,7 @@ mod tests {
             pause: "localhost/p:latest",
             restrict_oom: true,
             version_3,
+            cgroup_driver: CgroupDriver::Systemd,
         })
     }
 
@@ -181,6 +187,7 @@ mod tests {
             assert!(text.contains("default_runtime_name = \"crun\""), "{text}");
             assert!(text.contains("BinaryName = \"/x/runc\""), "{text}");
             assert!(text.contains("restrict_oom_score_adj = true"), "{text}");
+            assert_eq!(text.matches("SystemdCgroup = true").count(), 2, "{text}");
             assert!(text.contains("registry]\n  config_path = \"/b/certs.d\""), "{text}");
         }
     }

@@ -12,10 +12,12 @@ mod sweep;
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::Context as _;
+
 pub use config::may_lower_oom_score;
 pub use find::{Installed, find, find_any, find_oci};
 pub use private::{Folders, Network, Options, PrivateContainerd, TEST_BASE, UnderTest, under_test};
-pub(crate) use private::{configure, handlers, respawn, stop_all_pods, wait_ready};
+pub(crate) use private::{Setup, configure, handlers, respawn, stop_all_pods, wait_ready};
 pub(crate) use sweep::{Traces, sweep_traces};
 pub use sweep::{sweep, sweep_dead};
 
@@ -103,6 +105,47 @@ impl FromStr for Oci {
             "runc" => Ok(Self::Runc),
             "crun" => Ok(Self::Crun),
             _ => anyhow::bail!("OCI runtime {text:?}: expected runc or crun"),
+        }
+    }
+}
+
+/// Who makes cgroups: containerd, and the agent, which must agree with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum CgroupDriver {
+    /// Whoever needs one.
+    #[default]
+    Cgroupfs,
+    /// systemd, on request.
+    Systemd,
+}
+
+impl CgroupDriver {
+    /// What `STEVEDORE_CGROUP_DRIVER` says; cgroupfs when it says nothing.
+    pub fn from_env() -> anyhow::Result<Self> {
+        match std::env::var("STEVEDORE_CGROUP_DRIVER") {
+            Ok(text) => text.parse().context("STEVEDORE_CGROUP_DRIVER"),
+            Err(_) => Ok(Self::default()),
+        }
+    }
+}
+
+impl fmt::Display for CgroupDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        })
+    }
+}
+
+impl FromStr for CgroupDriver {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "cgroupfs" => Ok(Self::Cgroupfs),
+            "systemd" => Ok(Self::Systemd),
+            _ => anyhow::bail!("cgroup driver {text:?}: expected cgroupfs or systemd"),
         }
     }
 }

@@ -19,7 +19,7 @@ use cri::v1::{ListPodSandboxRequest, StopPodSandboxRequest, VersionRequest};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::sweep::{Traces, sweep_traces};
-use super::{Flavour, Installed, Oci, config, find, find_oci};
+use super::{CgroupDriver, Flavour, Installed, Oci, config, find, find_oci};
 use crate::image::{self, Image, Layout};
 use crate::proc::ProcId;
 use crate::tree;
@@ -70,10 +70,12 @@ pub struct Options {
     pub aliases: Vec<(Image, String)>,
     /// The pod network.
     pub network: Network,
+    /// Who makes containers' cgroups.
+    pub cgroup_driver: CgroupDriver,
 }
 
 impl Options {
-    /// This flavour with this runtime, pause and demo images, no pod network.
+    /// This flavour with this runtime, pause and demo images, no pod network, cgroups by the runtime itself.
     pub fn new(flavour: Flavour, oci: Oci) -> Self {
         Self {
             flavour,
@@ -81,14 +83,18 @@ impl Options {
             images: vec![Image::Pause, Image::Demo],
             aliases: Vec::new(),
             network: Network::None,
+            cgroup_driver: CgroupDriver::Cgroupfs,
         }
     }
 
-    /// What `STEVEDORE_CONTAINERD` (default `debian`) and `STEVEDORE_OCI` (default `runc`) say.
+    /// What `STEVEDORE_CONTAINERD` (default `debian`), `STEVEDORE_OCI` (default `runc`) and `STEVEDORE_CGROUP_DRIVER`
+    /// (default `cgroupfs`) say.
     pub fn from_env() -> Result<Self> {
         let or = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
         let flavour = or("STEVEDORE_CONTAINERD", "debian").parse().context("STEVEDORE_CONTAINERD")?;
-        Ok(Self::new(flavour, or("STEVEDORE_OCI", "runc").parse().context("STEVEDORE_OCI")?))
+        let mut options = Self::new(flavour, or("STEVEDORE_OCI", "runc").parse().context("STEVEDORE_OCI")?);
+        options.cgroup_driver = CgroupDriver::from_env()?;
+        Ok(options)
     }
 }
 
@@ -172,6 +178,11 @@ impl TestDir {
         format!("/stevedore-test-{}", self.number)
     }
 
+    /// What becomes of [`Self::cgroup`] under systemd.
+    fn slice(&self) -> String {
+        format!("/stevedore_test_{}.slice", self.number)
+    }
+
     /// One /24 of 10.224.0.0/12 each.
     fn subnet(&self) -> String {
         let [high, low] = self.number.to_be_bytes();
@@ -183,7 +194,7 @@ impl TestDir {
         let plugins = fs::read_to_string(self.base.join(PLUGINS_FILE)).map(PathBuf::from);
         Traces {
             folders: vec![self.base.clone()],
-            cgroups: vec![self.cgroup()],
+            cgroups: vec![self.cgroup(), self.slice()],
             links: vec![self.bridge()],
             network: plugins.ok().map(|dir| (dir.join("stevedore-cni"), self.conflist())),
         }
@@ -226,7 +237,7 @@ impl PrivateContainerd {
         let dir = TestDir::allocate()?;
         let base = dir.base.clone();
         let folders = Folders { root: base.join("root"), state: base.join("state"), base };
-        let (conf, bin) = match &options.network {
+        let (cni_conf, cni_bin) = match &options.network {
             Network::Given { conf, bin } => (conf.clone(), bin.clone()),
             Network::None => (folders.base.join("cni/conf"), folders.base.join("cni/bin")),
             Network::Bridge { plugins } => {
@@ -235,7 +246,9 @@ impl PrivateContainerd {
                 (folders.base.join("cni/conf"), plugins.clone())
             }
         };
-        let child = launch(&folders, &installed, &handlers, &conf, &bin)?;
+        let setup = Setup { handlers, cni_conf, cni_bin, cgroup_driver: options.cgroup_driver };
+        configure(&folders, &installed, &setup)?;
+        let child = respawn(&folders, &installed, false)?;
         Ok((Self { dir, folders, installed, child }, layouts))
     }
 
@@ -260,7 +273,8 @@ impl PrivateContainerd {
     }
 
     /// A cgroup name (absolute within each hierarchy, not created) for the pods of this test, such as a
-    /// kubelet's `cgroupRoot`: everything in and below it is killed and removed at the end.
+    /// kubelet's `cgroupRoot`: everything in and below it is killed and removed at the end, and so is what the systemd
+    /// driver makes of it.
     pub fn cgroup_root(&self) -> String {
         self.dir.cgroup()
     }
@@ -394,26 +408,21 @@ pub(crate) fn handlers(oci: Oci, flavour: Flavour) -> Result<Vec<(String, PathBu
     Ok(handlers)
 }
 
-/// Writes the configuration and starts the daemon; does not wait for it.
-fn launch(
-    folders: &Folders,
-    installed: &Installed,
-    handlers: &[(String, PathBuf)],
-    cni_conf: &Path,
-    cni_bin: &Path,
-) -> Result<Child> {
-    configure(folders, installed, handlers, cni_conf, cni_bin)?;
-    respawn(folders, installed, false)
+/// What a configuration says beside where things lie.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// Of [`handlers`].
+    pub handlers: Vec<(String, PathBuf)>,
+    /// Where CNI configurations are looked up.
+    pub cni_conf: PathBuf,
+    /// Where CNI plugins are looked up.
+    pub cni_bin: PathBuf,
+    /// Who makes containers' cgroups.
+    pub cgroup_driver: CgroupDriver,
 }
 
 /// Makes the folders and writes the configuration; returns its text.
-pub(crate) fn configure(
-    folders: &Folders,
-    installed: &Installed,
-    handlers: &[(String, PathBuf)],
-    cni_conf: &Path,
-    cni_bin: &Path,
-) -> Result<String> {
+pub(crate) fn configure(folders: &Folders, installed: &Installed, setup: &Setup) -> Result<String> {
     for dir in [&folders.base, &folders.root, &folders.state] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -422,13 +431,14 @@ pub(crate) fn configure(
         root: &folders.root,
         state: &folders.state,
         socket: &socket,
-        handlers,
-        cni_conf,
-        cni_bin,
+        handlers: &setup.handlers,
+        cni_conf: &setup.cni_conf,
+        cni_bin: &setup.cni_bin,
         registries: &folders.registries(),
         pause: image::PAUSE,
         restrict_oom: !config::may_lower_oom_score(),
         version_3: !installed.version.starts_with("1."),
+        cgroup_driver: setup.cgroup_driver,
     });
     tree::write_if_changed(&folders.base.join("config.toml"), text.as_bytes())?;
     Ok(text)

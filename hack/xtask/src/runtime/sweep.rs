@@ -59,6 +59,7 @@ pub(crate) fn sweep_traces(traces: &Traces) -> Vec<String> {
         let _gone = fs::remove_file(socket);
     }
     for cgroup in &traces.cgroups {
+        problems.extend(stop_slice(cgroup));
         for root in hierarchies() {
             problems.extend(remove_cgroup(&root.join(cgroup.trim_start_matches('/'))));
         }
@@ -222,6 +223,15 @@ fn container_cgroups(process: ProcId) -> Vec<PathBuf> {
         .flat_map(|root| ids.iter().map(|path| root.join(path.trim_start_matches('/'))))
         .filter(|dir| dir.is_dir())
         .collect()
+}
+
+/// Has systemd forget the slice that a cgroup is, and the units in it; they would stay after their cgroups.
+fn stop_slice(cgroup: &str) -> Option<String> {
+    let name = cgroup.trim_start_matches('/');
+    let there = name.ends_with(".slice") && hierarchies().iter().any(|root| root.join(name).exists());
+    let stopped =
+        there.then(|| crate::cmd::run(std::process::Command::new("systemctl").args(["stop", name])))?;
+    stopped.err().map(|error| format!("{error:#}"))
 }
 
 /// The processes in a cgroup and below it.

@@ -1,7 +1,7 @@
 //! `hack/test`: everything that must hold before a change lands, in order, with one closing line.
 //!
-//! Cheap checks come first. The end-to-end tests run once for each pair of containerd and OCI runtime,
-//! two pairs at a time: they wait for containers more than they compute.
+//! Cheap checks come first. The end-to-end tests run once for each pair of containerd and OCI runtime, and in nodes of their
+//! own kernels on cgroup v2, two of these lanes at a time: they wait for containers more than they compute.
 
 mod tally;
 
@@ -9,30 +9,47 @@ use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use self::tally::{Tally, of_cargo_test, of_golden};
-use crate::runtime::{self, Flavour, Oci};
+use crate::runtime::{self, CgroupDriver, Flavour, Oci};
+use crate::vm::suite::Suite;
+use crate::vm::{self, Outcome};
 use crate::{cmd, tree};
 
-/// The runtimes that end-to-end tests run on: every release that is supported, each with both OCI runtimes.
-const MATRIX: [(Flavour, Oci); 6] = [
-    (Flavour::Debian, Oci::Runc),
-    (Flavour::V2, Oci::Runc),
-    (Flavour::Debian, Oci::Crun),
-    (Flavour::V2, Oci::Crun),
-    (Flavour::V1_7, Oci::Runc),
-    (Flavour::V1_7, Oci::Crun),
+/// One run of the end-to-end tests.
+#[derive(Debug, Clone, Copy)]
+enum Lane {
+    /// On this machine, with this containerd and this OCI runtime.
+    Here(Flavour, Oci),
+    /// In a node with cgroup v2 and systemd, with this driver: these test programs, all where none is named.
+    Node(CgroupDriver, &'static [&'static str]),
+}
+
+/// Every release of containerd that is supported, each with both OCI runtimes; and a node, which comes first because it takes
+/// longest.
+const LANES: [Lane; 7] = [
+    Lane::Node(CgroupDriver::Cgroupfs, &[]),
+    Lane::Here(Flavour::Debian, Oci::Runc),
+    Lane::Here(Flavour::V2, Oci::Runc),
+    Lane::Here(Flavour::Debian, Oci::Crun),
+    Lane::Here(Flavour::V2, Oci::Crun),
+    Lane::Here(Flavour::V1_7, Oci::Runc),
+    Lane::Here(Flavour::V1_7, Oci::Crun),
 ];
 /// How many end-to-end lanes run at once.
 const AT_ONCE: usize = 2;
+/// A node that hangs is killed then; all its tests take a quarter of it.
+const NODE_LIMIT: Duration = Duration::from_secs(3000);
 
 /// Runs everything; the error is the closing line's when something failed.
 pub fn test() -> Result<()> {
     let logs = tree::cache("test")?;
     eprintln!("logs: {}", logs.display());
+    // Fetched and unpacked while the compiler works; the lane asks again, and says what went wrong.
+    std::thread::spawn(vm::ready);
     let mut total = Tally::default();
     total += check("format", cargo(&["fmt", "--all", "--check"]))?;
     total += check("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -81,20 +98,15 @@ fn end_to_end() -> Result<Tally> {
     if !built.failed.is_empty() {
         return Ok(built);
     }
-    let queue = Mutex::new(MATRIX.into_iter());
+    let queue = Mutex::new(LANES.into_iter());
     let total = Mutex::new(Tally::default());
     let worker = || -> Result<()> {
         loop {
             let next = queue.lock().map_err(|_| anyhow::anyhow!("another lane panicked"))?.next();
-            let Some((flavour, oci)) = next else { return Ok(()) };
-            let name = format!("end-to-end ({flavour}, {oci})");
-            let found = runtime::find(flavour).and_then(|_| runtime::find_oci(oci, flavour));
-            let tally = match found {
-                Err(error) => Tally::one_skipped(&name, &format!("{error:#}")),
-                Ok(_) => {
-                    let (flavour, oci) = (flavour.to_string(), oci.to_string());
-                    tests(&name, &package, &[("STEVEDORE_CONTAINERD", &flavour), ("STEVEDORE_OCI", &oci)])?
-                }
+            let tally = match next {
+                None => return Ok(()),
+                Some(Lane::Here(flavour, oci)) => here(flavour, oci)?,
+                Some(Lane::Node(driver, programs)) => in_a_node(driver, programs)?,
             };
             *total.lock().map_err(|_| anyhow::anyhow!("another lane panicked"))? += tally;
         }
@@ -104,6 +116,47 @@ fn end_to_end() -> Result<Tally> {
         lanes.into_iter().try_for_each(|lane| lane.join().unwrap_or_else(|_| bail!("a lane panicked")))
     })?;
     total.into_inner().map_err(|_| anyhow::anyhow!("another lane panicked"))
+}
+
+fn here(flavour: Flavour, oci: Oci) -> Result<Tally> {
+    let name = format!("end-to-end ({flavour}, {oci})");
+    let found = runtime::find(flavour).and_then(|_| runtime::find_oci(oci, flavour));
+    if let Err(error) = found {
+        return Ok(skipped(&name, &error));
+    }
+    let (flavour, oci) = (flavour.to_string(), oci.to_string());
+    let environment = [("STEVEDORE_CONTAINERD", flavour.as_str()), ("STEVEDORE_OCI", &oci)];
+    tests(&name, &["--package", "node-e2e"], &environment)
+}
+
+fn in_a_node(driver: CgroupDriver, programs: &[&str]) -> Result<Tally> {
+    let name = format!("end-to-end (v2, {driver})");
+    let flavour = Flavour::V2;
+    if let Err(error) = vm::ready().and_then(|()| runtime::find(flavour).map(drop)) {
+        return Ok(skipped(&name, &error));
+    }
+    let prepared = vm::suite::prepare(flavour)?;
+    let programs = programs.iter().map(|p| (*p).to_owned()).collect();
+    // Each lane on a core of its own, which it shares with what runs outside.
+    let core = driver as usize;
+    let suite = Suite { driver, flavour, oci: Oci::Runc, programs, core, limit: NODE_LIMIT };
+    let run = |log: fs::File| {
+        let outcome = suite.run(&prepared, log.try_clone()?.into())?;
+        let success = outcome == Outcome::Ended(0);
+        if !success {
+            writeln!(&log, "{outcome}")?;
+        }
+        Ok(success)
+    };
+    record(&name, &format!("hack/vm test --driver {driver}"), run, |output, success| {
+        of_cargo_test(&name, output, success)
+    })
+}
+
+fn skipped(name: &str, reason: &anyhow::Error) -> Tally {
+    let tally = Tally::one_skipped(name, &format!("{reason:#}"));
+    eprintln!("{name:<28} {tally}");
+    tally
 }
 
 fn cargo(arguments: &[&str]) -> Command {
@@ -126,15 +179,29 @@ fn tests(name: &str, packages: &[&str], environment: &[(&str, &str)]) -> Result<
 
 /// Runs one command with its output in a log, and says in one line what came of it.
 fn lane(name: &str, mut command: Command, read: impl Fn(&str, bool) -> Tally) -> Result<Tally> {
+    let line = cmd::line_of(&command);
+    let run = |log: fs::File| {
+        let status = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status();
+        Ok(status.with_context(|| format!("start `{}`", cmd::line_of(&command)))?.success())
+    };
+    record(name, &line, run, read)
+}
+
+/// Runs something that writes to a log and tells whether it succeeded, and says in one line what came of it. `line` is how a
+/// person would run it.
+fn record(
+    name: &str,
+    line: &str,
+    run: impl FnOnce(fs::File) -> Result<bool>,
+    read: impl Fn(&str, bool) -> Tally,
+) -> Result<Tally> {
     let file = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let path = tree::cache("test")?.join(format!("{}.log", file.trim_matches('-')));
     let log = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     let since = Instant::now();
-    let line = cmd::line_of(&command);
-    let status = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status();
-    let status = status.with_context(|| format!("start `{line}`"))?;
+    let success = run(log)?;
     let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
-    let tally = read(&output, status.success());
+    let tally = read(&output, success);
     eprintln!("{name:<28} {tally} ({:.0} s)", since.elapsed().as_secs_f32());
     if !tally.failed.is_empty() {
         eprintln!("---- {name}: `{line}`, the end of {}", path.display());

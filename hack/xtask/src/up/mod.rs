@@ -28,7 +28,7 @@ use self::node::{HEALTHZ_PORT, Node, PORT};
 use self::pki::Pki;
 use self::progress::Progress;
 use crate::image::{self, Image};
-use crate::runtime::{self, Flavour, Oci};
+use crate::runtime::{self, CgroupDriver, Flavour, Oci};
 use crate::{build, plugins, tree};
 
 pub use down::down;
@@ -111,8 +111,13 @@ async fn start_containerd(node: &Node, options: &UpOptions) -> Result<()> {
         Some(flavour) => (flavour, runtime::find(flavour)?),
         None => runtime::find_any()?,
     };
-    let handlers = runtime::handlers(options.oci, flavour)?;
-    let config = runtime::configure(&folders, &installed, &handlers, &node.cni_conf(), &node.cni_bin())?;
+    let setup = runtime::Setup {
+        handlers: runtime::handlers(options.oci, flavour)?,
+        cni_conf: node.cni_conf(),
+        cni_bin: node.cni_bin(),
+        cgroup_driver: CgroupDriver::Cgroupfs,
+    };
+    let config = runtime::configure(&folders, &installed, &setup)?;
     let print = fingerprint(&[
         config.as_bytes(),
         installed.version.as_bytes(),
