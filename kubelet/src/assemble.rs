@@ -194,7 +194,7 @@ impl Agent {
         let facts = Arc::new(facts);
         let volumes = Volumes::new(VolumeConfig {
             root_dir: settings.root_dir.clone(),
-            mount_table: settings.mount_table,
+            mount_table: settings.mount_table.clone(),
             allocatable_memory: Some(facts.allocatable.memory_bytes),
             objects: objects.clone(),
             values: Arc::new(FileValues(facts.clone())),
@@ -210,7 +210,11 @@ impl Agent {
         let statuses = Statuses::default();
         let directory = Directory::default();
         let stats = Stats::new(
-            stats::Config { node_name: facts.node_name.clone(), root_dir: settings.root_dir.clone() },
+            stats::Config {
+                node_name: facts.node_name.clone(),
+                root_dir: settings.root_dir.clone(),
+                mount_table: settings.mount_table,
+            },
             cgroups.lookup(),
             Arc::new(measured::Measured { directory: directory.clone(), pleg: pleg.clone() }),
             Arc::new(runtime.clone()),

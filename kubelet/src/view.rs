@@ -5,6 +5,7 @@ use crate::assemble::{Agent, Settings};
 use crate::config::Loaded;
 use crate::pleg::observed::{Observed, labels};
 use crate::server::{LogLookupError, LogTarget, NodeView, log_container};
+use crate::stats::Stats;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
@@ -87,6 +88,10 @@ impl NodeView for View {
             None => Err("the container runtime has not answered yet".to_owned()),
             Some(agent) => agent.healthy(),
         }
+    }
+
+    fn stats(&self) -> Option<Stats> {
+        self.agent.get().map(|agent| agent.stats.clone())
     }
 
     fn configz(&self) -> serde_json::Value {

@@ -6,16 +6,19 @@ use super::query::Query;
 use super::route::{self, Endpoint, Site, Way};
 use super::{NodeView, health, logs, pods};
 use crate::metrics::{self, Metrics};
+use crate::stats::{Stats, Summary};
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, StatusCode};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// How large the pieces of `/metrics` are made.
 const METRICS_PIECE: usize = 8 * 1024;
+/// How old numbers may be that are shown: as long as upstream keeps them. However many ask, they are read so often.
+const NUMBERS_AGE: Duration = Duration::from_secs(10);
 
 /// One server's answers.
 pub struct Answerer {
@@ -89,6 +92,12 @@ impl Answerer {
                 exposition(Body::pieces(pieces))
             }
             Endpoint::Slis => exposition(Body::whole(self.slis())),
+            Endpoint::Cadvisor | Endpoint::Resource | Endpoint::Summary => match self.node.stats() {
+                Some(stats) => numbers(&stats, &endpoint, query).await,
+                None => {
+                    plain(StatusCode::SERVICE_UNAVAILABLE, "the container runtime has not answered yet\n")
+                }
+            },
             Endpoint::Configz => {
                 let config = serde_json::json!({ "kubeletconfig": self.node.configz() });
                 nosniff(json(Body::pieces(std::iter::once(config.to_string().into()))))
@@ -151,6 +160,40 @@ impl Drop for Counted {
         self.inflight.add(-1.0);
         self.took.observe_duration(self.since.elapsed());
     }
+}
+
+/// The pages that show what is used.
+async fn numbers(stats: &Stats, endpoint: &Endpoint, query: &Query) -> Response<Body> {
+    match endpoint {
+        Endpoint::Cadvisor => exposition(Body::pieces(stats.cadvisor(NUMBERS_AGE).await)),
+        Endpoint::Resource => exposition(Body::whole(stats.resource(NUMBERS_AGE).await)),
+        _ => {
+            let only = query.get("only_cpu_and_memory").is_some_and(truth);
+            let summary =
+                if only { stats.cpu_and_memory(NUMBERS_AGE).await } else { stats.summary(NUMBERS_AGE).await };
+            json(Body::pieces(summary_pieces(summary)))
+        }
+    }
+}
+
+/// What Go takes for true.
+fn truth(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
+}
+
+/// The summary as JSON, a pod at a time.
+fn summary_pieces(summary: Arc<Summary>) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let text = |value: serde_json::Result<Vec<u8>>| {
+        // Its maps have names for keys and its numbers are finite, so this does not happen; the rest is shown all the same.
+        value.unwrap_or_else(|_| b"null".to_vec())
+    };
+    let head =
+        [b"{\"node\":".to_vec(), text(serde_json::to_vec(&summary.node)), b",\"pods\":[".to_vec()].concat();
+    let pods = (0..summary.pods.len()).map(move |at| {
+        let comma: &[u8] = if at == 0 { b"" } else { b"," };
+        Bytes::from([comma, &text(serde_json::to_vec(&summary.pods[at]))].concat())
+    });
+    std::iter::once(Bytes::from(head)).chain(pods).chain(std::iter::once(Bytes::from_static(b"]}\n")))
 }
 
 /// A text as go-restful writes one.

@@ -31,6 +31,7 @@ mod tls;
 mod tests;
 
 use crate::api::Pod;
+use crate::stats::Stats;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ pub trait NodeView: Send + Sync + 'static {
     ) -> Result<LogTarget, LogLookupError>;
     /// Whether the agent's loops make progress: `/healthz` and `/healthz/syncloop`.
     fn healthy(&self) -> Result<(), String>;
+    /// What the node and its pods use; `None` until the agent has started.
+    fn stats(&self) -> Option<Stats>;
     /// The effective KubeletConfiguration as JSON; the server puts it under `kubeletconfig`.
     fn configz(&self) -> serde_json::Value;
 }

@@ -47,6 +47,12 @@ pub enum Endpoint {
     Slis,
     /// `/metrics/probes`
     Probes,
+    /// `/metrics/cadvisor`
+    Cadvisor,
+    /// `/metrics/resource`
+    Resource,
+    /// `/stats/summary`
+    Summary,
     /// `/configz`
     Configz,
     /// `/containerLogs/NAMESPACE/POD/CONTAINER`
@@ -173,7 +179,7 @@ pub fn label(path: &str, way: &Way) -> &'static str {
 
 /// Paths that are registered as they are, without anything below them.
 fn exact(site: Site, method: &Method, path: &str) -> Option<Way> {
-    use Endpoint::{Check, Configz, Health, Metrics, Probes, Slis};
+    use Endpoint::{Cadvisor, Check, Configz, Health, Metrics, Probes, Resource, Slis};
     let way = match path {
         "/healthz" => Way::To(Health),
         "/healthz/ping" => Way::To(Check("ping")),
@@ -181,8 +187,8 @@ fn exact(site: Site, method: &Method, path: &str) -> Option<Way> {
         "/healthz/syncloop" => Way::To(Check("syncloop")),
         "/metrics" => Way::To(Metrics),
         "/metrics/slis" => Way::To(Slis),
-        "/metrics/cadvisor" => Way::Missing("container metrics in cAdvisor's form (/metrics/cadvisor)"),
-        "/metrics/resource" => Way::Missing("resource metrics (/metrics/resource)"),
+        "/metrics/cadvisor" => Way::To(Cadvisor),
+        "/metrics/resource" => Way::To(Resource),
         "/metrics/probes" => Way::To(Probes),
         _ => {
             let Site::Secure(on) = site else { return None };
@@ -217,7 +223,7 @@ fn inside(site: Site, method: &Method, tree: &str, rest: &str) -> Way {
     let (methods, way) = match (tree, segments.as_slice()) {
         ("/pods", []) => (GET, Way::To(Endpoint::Pods)),
         ("/runningpods", []) => (GET, Way::To(Endpoint::RunningPods)),
-        ("/stats", ["summary"]) => (GET_POST, Way::Missing("the stats summary (/stats/summary)")),
+        ("/stats", ["summary"]) => (GET_POST, Way::To(Endpoint::Summary)),
         ("/logs", _) => (GET, Way::Missing("the node's log files (/logs/)")),
         ("/debug/pprof", [_, ..]) => (GET, Way::Missing("profiling (/debug/pprof)")),
         ("/containerLogs", [namespace, pod, container]) => {

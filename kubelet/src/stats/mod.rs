@@ -18,7 +18,11 @@ mod counters;
 mod disk;
 mod files;
 mod fresh;
+mod machine;
+mod network;
 mod node;
+mod page;
+mod processes;
 pub mod reading;
 mod runtime;
 mod sample;
@@ -31,6 +35,7 @@ pub use summary::{FsStats, PodStats, RlimitStats, Summary};
 
 use crate::cgroup::Lookup;
 use build::Machine;
+use bytes::Bytes;
 use counters::Open;
 use disk::Disk;
 use files::Reader;
@@ -49,6 +54,8 @@ pub struct Config {
     pub node_name: String,
     /// `--root-dir`
     pub root_dir: PathBuf,
+    /// `/proc/self/mountinfo`
+    pub mount_table: PathBuf,
 }
 
 /// The room's handle. Cloning is cheap.
@@ -60,6 +67,7 @@ pub struct Stats {
 struct Inner {
     config: Config,
     machine: Machine,
+    identity: machine::Identity,
     lookup: Lookup,
     runtime: Arc<dyn Runtime>,
     samples: Fresh<Sample>,
@@ -119,7 +127,8 @@ impl Stats {
             booted: node::boot_time(&mut reader).unwrap_or_default(),
             memory: node::memory_capacity(&mut reader),
         };
-        let sampler = Arc::new(Mutex::new(Sampler::new(lookup.clone(), population)));
+        let sampler =
+            Arc::new(Mutex::new(Sampler::new(lookup.clone(), population, config.mount_table.clone())));
         let samples = Fresh::spawn(move || {
             let sampler = sampler.clone();
             async move {
@@ -129,7 +138,15 @@ impl Stats {
             .boxed()
         });
         Self {
-            inner: Arc::new(Inner { config, machine, lookup, runtime, samples, stores: Mutex::new(None) }),
+            inner: Arc::new(Inner {
+                config,
+                machine,
+                identity: machine::identity(),
+                lookup,
+                runtime,
+                samples,
+                stores: Mutex::new(None),
+            }),
         }
     }
 
@@ -157,6 +174,24 @@ impl Stats {
         let tasks = node::processes(&mut reader);
         let whole = build::summary(&self.inner.machine, swap, tasks, &sample, &Disk::default());
         Arc::new(build::only_cpu_and_memory(whole))
+    }
+
+    /// The page of `/metrics/cadvisor`, in pieces that are made when they are taken.
+    pub async fn cadvisor(&self, max_age: Duration) -> impl Iterator<Item = Bytes> + Send + use<> {
+        let sample = self.inner.samples.get(max_age).await;
+        let (swap, _) = counters::swap_of_machine(&mut Reader::default());
+        let machine = page::Machine {
+            identity: self.inner.identity.clone(),
+            memory: self.inner.machine.memory.unwrap_or(0),
+            swap,
+            booted: self.inner.machine.booted.as_second(),
+        };
+        page::cadvisor(sample, Arc::new(machine))
+    }
+
+    /// The page of `/metrics/resource`.
+    pub async fn resource(&self, max_age: Duration) -> Bytes {
+        page::resource(&*self.cpu_and_memory(max_age).await)
     }
 
     /// Each pod: memory and CPU, ephemeral storage as a whole and by container and volume, processes. As `summary`.
@@ -274,4 +309,4 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

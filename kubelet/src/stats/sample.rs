@@ -4,13 +4,17 @@
 //! thread. A cgroup that goes while it is read is left out; nothing here is an error.
 
 use super::counters::Open;
-use super::files::Reader;
+use super::files::{Dir, Reader};
+use super::machine::{self, DiskStats};
+use super::network;
+use super::processes;
 use super::reading::Reading;
 use super::subject::{Population, Subject, Unit};
 use super::summary::Network;
 use crate::api::Qos;
 use crate::cgroup::Lookup;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What one pass saw.
@@ -26,6 +30,10 @@ pub struct Sample {
     pub agent: Option<Group>,
     /// The node's interfaces.
     pub network: Option<Network>,
+    /// File systems on block devices.
+    pub disks: Vec<DiskStats>,
+    /// Names of block devices by number.
+    pub devices: BTreeMap<(u32, u32), String>,
     /// Each pod.
     pub pods: Vec<PodSample>,
 }
@@ -60,6 +68,8 @@ pub struct PodSample {
 pub struct Sampler {
     lookup: Lookup,
     population: Arc<dyn Population>,
+    mount_table: PathBuf,
+    proc: Option<Dir>,
     reader: Reader,
     rates: HashMap<String, Rate>,
     /// Grows with each sample: tells rates of cgroups that are gone.
@@ -93,25 +103,31 @@ const NAMINGS: [(&str, &str); 4] =
 
 impl Sampler {
     /// A sampler that has seen nothing yet.
-    pub fn new(lookup: Lookup, population: Arc<dyn Population>) -> Self {
-        Self { lookup, population, reader: Reader::default(), rates: HashMap::new(), round: 0, naming: 0 }
+    pub fn new(lookup: Lookup, population: Arc<dyn Population>, mount_table: PathBuf) -> Self {
+        let proc = Dir::open(Path::new("/proc"));
+        let reader = Reader::default();
+        Self { lookup, population, mount_table, proc, reader, rates: HashMap::new(), round: 0, naming: 0 }
     }
 
     /// Reads everything.
     pub fn take(&mut self) -> Sample {
         self.round += 1;
+        let network = self.network(std::process::id());
         let root = self.group("/".to_owned());
         let agent = self.agent().and_then(|path| self.group(path));
         let pods_group = self.lookup.node().and_then(|path| self.group(path));
         let classes = [Qos::Burstable, Qos::BestEffort].into_iter().filter_map(|qos| self.lookup.class(qos));
         let classes = classes.collect::<Vec<_>>().into_iter().filter_map(|path| self.group(path)).collect();
-        let pods = self.population.subjects().into_iter().map(|subject| self.pod(subject)).collect();
+        let subjects = self.population.subjects();
+        let pods = subjects.into_iter().map(|subject| self.pod(subject, network.as_ref())).collect();
         let round = self.round;
         self.rates.retain(|_, rate| rate.round == round);
-        Sample { root, pods_group, classes, agent, network: None, pods }
+        let disks = machine::disks(&mut self.reader, &self.mount_table);
+        let devices = machine::device_names(&mut self.reader);
+        Sample { root, pods_group, classes, agent, network, disks, devices, pods }
     }
 
-    fn pod(&mut self, subject: Subject) -> PodSample {
+    fn pod(&mut self, subject: Subject, node: Option<&Network>) -> PodSample {
         let path = self.lookup.pod(subject.qos, &subject.id.uid);
         let open = path.as_ref().and_then(|path| Open::new(&self.lookup, path));
         let (Some(path), Some(open)) = (path, open) else {
@@ -119,20 +135,36 @@ impl Sampler {
         };
         let sandbox = self.unit(&open, &path, &subject.sandbox);
         let units = subject.containers.iter().enumerate();
-        let containers = units.filter_map(|(at, unit)| Some((at, self.unit(&open, &path, unit)?))).collect();
+        let containers = units.filter_map(|(at, unit)| Some((at, self.unit(&open, &path, unit)?)));
+        let containers: Vec<(usize, (Group, Option<u32>))> = containers.collect();
+        let first = sandbox.iter().chain(containers.iter().map(|(_, u)| u)).find_map(|u| u.1);
+        let network = match first {
+            _ if subject.host_network() => node.cloned(),
+            first => first.and_then(|id| self.network(id)),
+        };
         let group = self.read(path, &open);
-        PodSample { subject, group, sandbox, containers, network: None }
+        let containers = containers.into_iter().map(|(at, unit)| (at, unit.0)).collect();
+        PodSample { subject, group, sandbox: sandbox.map(|u| u.0), containers, network }
     }
 
-    fn unit(&mut self, pod: &Open, path: &str, unit: &Unit) -> Option<Group> {
+    fn network(&mut self, id: u32) -> Option<Network> {
+        network::read(&mut self.reader, self.proc.as_ref()?, id)
+    }
+
+    /// A container's cgroup with its processes, and the id of the first of them.
+    fn unit(&mut self, pod: &Open, path: &str, unit: &Unit) -> Option<(Group, Option<u32>)> {
         let others = (0..NAMINGS.len()).filter(|n| *n != self.naming);
         for naming in std::iter::once(self.naming).chain(others) {
             let (before, behind) = NAMINGS[naming];
             let name = format!("{before}{}{behind}", unit.id);
-            if let Some(open) = pod.child(&name) {
-                self.naming = naming;
-                return self.read(format!("{path}/{name}"), &open);
-            }
+            let Some(open) = pod.child(&name) else { continue };
+            self.naming = naming;
+            let mut group = self.read(format!("{path}/{name}"), &open)?;
+            let dirs = self.proc.as_ref().zip(open.dir());
+            let found = dirs.and_then(|(proc, dir)| processes::read(&mut self.reader, proc, dir));
+            let (processes, first) = found.map_or((None, None), |(found, first)| (Some(found), first));
+            group.reading.processes = processes;
+            return Some((group, first));
         }
         None
     }

@@ -189,7 +189,11 @@ impl Runtime for FakeRuntime {
 /// A room over `tree` with these pods.
 pub fn room(tree: &Tree, pods: &Pods, hangs: bool) -> Stats {
     let runtime = FakeRuntime { store: tree.dir.path().to_owned(), hangs };
-    let config = Config { node_name: "node-1".to_owned(), root_dir: tree.dir.path().to_owned() };
+    let config = Config {
+        node_name: "node-1".to_owned(),
+        root_dir: tree.dir.path().to_owned(),
+        mount_table: crate::mountinfo::SELF.into(),
+    };
     Stats::new(config, tree.lookup(), Arc::new(pods.clone()), Arc::new(runtime))
 }
 

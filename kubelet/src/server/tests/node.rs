@@ -2,6 +2,7 @@
 
 use crate::api::Pod;
 use crate::server::{LogLookupError, LogTarget, NodeView, log_container};
+use crate::stats::{self, Stats};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -15,6 +16,7 @@ pub struct Fake {
     pub health: Mutex<Result<(), String>>,
     pub running: watch::Sender<bool>,
     pub log: PathBuf,
+    stats: Stats,
 }
 
 impl Fake {
@@ -38,6 +40,7 @@ impl Fake {
             health: Mutex::new(Ok(())),
             running: watch::Sender::new(true),
             log,
+            stats: stats::tests::room(&stats::tests::Tree::new(false), &Default::default(), false),
         }
     }
 
@@ -79,6 +82,9 @@ impl NodeView for Fake {
     }
     fn healthy(&self) -> Result<(), String> {
         self.health.lock().unwrap().clone()
+    }
+    fn stats(&self) -> Option<Stats> {
+        Some(self.stats.clone())
     }
     fn configz(&self) -> serde_json::Value {
         json!({"address": "0.0.0.0", "filler": "x".repeat(4000)})
