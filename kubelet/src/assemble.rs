@@ -20,7 +20,7 @@
 mod measured;
 
 use crate::api::{Origin, Pod, PodRef};
-use crate::cgroup::{CgroupConfig, Cgroups, NodeValues};
+use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues};
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::image::{ImageConfig, Images};
@@ -128,7 +128,8 @@ pub enum StartError {
     WatchObjects(std::io::Error),
     /// The agent's cgroup driver is not the runtime's.
     #[error(
-        "cgroupDriver: the runtime uses {runtime}, the agent is configured for {agent}; pods would be in two hierarchies"
+        "cgroupDriver: the runtime uses {runtime}, the agent is configured for {agent}: pods would be in two \
+         hierarchies; leave cgroupDriver out to take the runtime's"
     )]
     Driver {
         /// What the runtime announced.
@@ -171,20 +172,24 @@ impl Agent {
     ///
     /// # Errors
     /// What the node must have and has not; see [`StartError`].
-    pub fn start(
+    pub async fn start(
         settings: Settings,
         runtime: cri::Client,
         capabilities: &Capabilities,
         metrics: Metrics,
     ) -> Result<Self, StartError> {
-        check_driver(&settings.cgroup, capabilities)?;
-        let cgroups = Cgroups::detect(settings.cgroup)?;
+        let driver = choose_driver(settings.cgroup.driver, capabilities.cgroup_driver)?;
+        tracing::info!(driver = driver.as_str(), "cgroup driver");
+        let cgroups = Cgroups::detect(CgroupConfig { driver: Some(driver), ..settings.cgroup })?;
         let missing = cgroups.missing_controllers();
         if !missing.is_empty() {
             return Err(StartError::Controllers(missing));
         }
-        cgroups.setup_node(&settings.node_cgroup)?;
-        let mut tasks = Vec::new();
+        cgroups.setup_node(&settings.node_cgroup).await?;
+        let mut tasks = vec![
+            tokio::spawn(cgroups.clone().keep_classes()),
+            tokio::spawn(watch_driver(cgroups.clone(), runtime.connection())),
+        ];
         // Before any pod: what they refer to must be known when they ask.
         let (objects, references) = objects(settings.objects, &mut tasks)?;
         let mut facts = settings.facts;
@@ -351,19 +356,54 @@ fn counted(
     (both, condemned)
 }
 
-/// A runtime that says which driver it uses must be believed.
-fn check_driver(config: &CgroupConfig, capabilities: &Capabilities) -> Result<(), StartError> {
-    use cri::v1::CgroupDriver;
-    let agent = match config.driver {
-        crate::cgroup::Driver::Cgroupfs => "cgroupfs",
-        crate::cgroup::Driver::Systemd => "systemd",
-    };
-    let runtime = match capabilities.cgroup_driver {
-        Some(CgroupDriver::Cgroupfs) | None => "cgroupfs",
-        Some(CgroupDriver::Systemd) => "systemd",
-    };
-    if capabilities.cgroup_driver.is_some() && runtime != agent {
-        return Err(StartError::Driver { runtime, agent });
+/// The cgroup driver: the runtime's where it says, which has to be the configured one if there is one (KEP-4033).
+fn choose_driver(
+    configured: Option<Driver>,
+    runtime: Option<cri::v1::CgroupDriver>,
+) -> Result<Driver, StartError> {
+    match (configured, runtime.map(driver_of)) {
+        (Some(agent), Some(runtime)) if agent != runtime => {
+            Err(StartError::Driver { runtime: runtime.as_str(), agent: agent.as_str() })
+        }
+        (configured, runtime) => Ok(configured.or(runtime).unwrap_or_default()),
     }
-    Ok(())
+}
+
+fn driver_of(driver: cri::v1::CgroupDriver) -> Driver {
+    match driver {
+        cri::v1::CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+        cri::v1::CgroupDriver::Systemd => Driver::Systemd,
+    }
+}
+
+/// A runtime may come back with another driver: no pod is started while it has it.
+async fn watch_driver(cgroups: Cgroups, mut connection: watch::Receiver<cri::Connection>) {
+    while connection.changed().await.is_ok() {
+        let now = connection.borrow_and_update().capabilities().and_then(|c| c.cgroup_driver);
+        if let Some(driver) = now {
+            cgroups.runtime_uses(driver_of(driver));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_cgroup_driver_is_taken_unless_another_was_asked_for() {
+        use cri::v1::CgroupDriver;
+        let table = [
+            (None, None, Some(Driver::Cgroupfs)),
+            (Some(Driver::Systemd), None, Some(Driver::Systemd)),
+            (None, Some(CgroupDriver::Systemd), Some(Driver::Systemd)),
+            (None, Some(CgroupDriver::Cgroupfs), Some(Driver::Cgroupfs)),
+            (Some(Driver::Systemd), Some(CgroupDriver::Systemd), Some(Driver::Systemd)),
+            (Some(Driver::Systemd), Some(CgroupDriver::Cgroupfs), None),
+            (Some(Driver::Cgroupfs), Some(CgroupDriver::Systemd), None),
+        ];
+        for (configured, runtime, want) in table {
+            assert_eq!(choose_driver(configured, runtime).ok(), want, "{configured:?} {runtime:?}");
+        }
+    }
 }

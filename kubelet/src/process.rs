@@ -86,7 +86,7 @@ pub async fn run(loaded: &Loaded) -> anyhow::Result<()> {
         events = capabilities.container_events,
         "connected to the runtime"
     );
-    let agent = Agent::start(settings, client, &capabilities, metrics)?;
+    let agent = Agent::start(settings, client, &capabilities, metrics).await?;
     let trim = tokio::spawn(trim_when_quiet(agent.statuses.subscribe()));
     view.agent_started(agent);
     end.wait().await;

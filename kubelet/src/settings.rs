@@ -3,7 +3,7 @@
 //! Called once by `main`. It reads the machine (addresses, capacity, resolv.conf) and decides nothing that outlives it.
 
 use crate::assemble::Settings;
-use crate::cgroup::{CgroupConfig, NodeValues};
+use crate::cgroup::{CgroupConfig, Driver, NodeValues};
 use crate::clock::Clock;
 use crate::config::{KubeletConfiguration, Loaded};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
@@ -132,7 +132,13 @@ impl Settings {
                 apparmor: apparmor(),
                 labels: NodeLabels::own(&facts.node_name, &facts.hostname),
             },
-            cgroup: CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos),
+            cgroup: CgroupConfig {
+                driver: loaded.cgroup_driver_given.then_some(match config.cgroup_driver.as_str() {
+                    "systemd" => Driver::Systemd,
+                    _ => Driver::Cgroupfs,
+                }),
+                ..CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos)
+            },
             node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
             dead: DeadConfig {
@@ -299,7 +305,7 @@ fn node_cgroup(loaded: &Loaded, capacity: &Capacity, allocatable: &Allocatable) 
             .pids
             .filter(|_| enforced)
             .map(|all| all - reserved(loaded, "pid", |n| n.value())),
-        hugetlb: Vec::new(),
+        ..NodeValues::default()
     }
 }
 

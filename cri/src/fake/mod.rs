@@ -358,6 +358,11 @@ impl FakeRuntime {
         self.state().refusing = refuse;
     }
 
+    /// What RuntimeConfig says from now on.
+    pub fn set_cgroup_driver(&self, driver: v1::CgroupDriver) {
+        self.state().cgroup_driver = driver;
+    }
+
     /// The next so many events reach nobody.
     pub fn lose_events(&self, events: u32) {
         self.state().events_to_lose = events;

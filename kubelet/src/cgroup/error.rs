@@ -30,12 +30,38 @@ pub enum Error {
         /// The value that was to be set.
         value: String,
     },
-    /// `cgroupDriver: systemd`.
-    #[error("cgroupDriver: systemd is not supported yet, use cgroupfs")]
-    SystemdDriver,
+    /// systemd could not be asked, or refused.
+    #[error("cannot {what} systemd unit {unit}: {cause}")]
+    Systemd {
+        /// Such as `start`.
+        what: &'static str,
+        /// The unit, such as `kubepods.slice`.
+        unit: String,
+        /// Why, in systemd's or the connection's words.
+        cause: String,
+    },
+    /// The runtime makes containers' cgroups with another driver than the agent makes pods'.
+    #[error(
+        "the runtime's cgroup driver is {runtime}, the agent's is {agent}: pods would be in two hierarchies"
+    )]
+    RuntimeDriver {
+        /// What the runtime announced.
+        runtime: &'static str,
+        /// What the agent started with.
+        agent: &'static str,
+    },
     /// `cgroupRoot` is no absolute, normal path.
     #[error("cgroupRoot: {value:?} must be an absolute path without empty, . or .. parts")]
     CgroupRoot {
+        /// As configured.
+        value: String,
+    },
+    /// `cgroupRoot` has a part that cannot be in the name of a systemd slice.
+    #[error(
+        "cgroupRoot: {value:?} cannot be a systemd slice: parts may hold letters, digits, '-', '_', '.' and ':', and \
+         the names of slices made of them at most 255 characters"
+    )]
+    SliceRoot {
         /// As configured.
         value: String,
     },
@@ -44,6 +70,12 @@ pub enum Error {
     Uid {
         /// As the source gave it.
         uid: String,
+    },
+    /// The kernel's list of CPUs cannot be read.
+    #[error("{list:?} is no list of CPUs")]
+    CpuList {
+        /// As read.
+        list: String,
     },
     /// A directory could not be made.
     #[error("cannot create cgroup {path}: {cause}")]
@@ -86,5 +118,11 @@ pub enum Error {
         path: PathBuf,
         /// What `cgroup.procs` of it and of its children list; empty when only dying ones hold it.
         pids: Vec<i32>,
+    },
+    /// A mistake of this room's own.
+    #[error("work on cgroups panicked: {text}")]
+    Panicked {
+        /// In the words of the panic.
+        text: String,
     },
 }

@@ -85,6 +85,11 @@ pub fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
+/// What `file` of the cgroup holds is another value than `value`, or cannot be read.
+pub fn differs(path: PathBuf, value: &str) -> bool {
+    read(path).map_or(true, |now| now != value)
+}
+
 /// Removes the cgroup `dirs` (one pod's, one per hierarchy) with everything below them, killing what runs there.
 ///
 /// An empty cgroup costs one system call a hierarchy. When processes had to be killed it waits for them up to 63 ms,
@@ -120,6 +125,11 @@ pub fn remove(dirs: &[PathBuf]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Kills every process in the cgroup `dirs` and below, and does not wait for their ends.
+pub fn kill(dirs: &[PathBuf]) -> Result<(), Error> {
+    dirs.iter().filter(|dir| dir.exists()).try_for_each(|dir| kill_all(dir))
 }
 
 /// Removes a cgroup and those below it, deepest first; `false` when one of them is busy.

@@ -1,6 +1,6 @@
 //! Where cgroups are, for whoever only reads them (`stats`, `evict`). Changes nothing, reads nothing.
 
-use super::{Cgroups, Version, below, layout};
+use super::{Cgroups, Version, below};
 use crate::api::{PodUid, Qos};
 use std::path::PathBuf;
 
@@ -42,13 +42,13 @@ impl Lookup {
     /// The cgroup of a QoS class; guaranteed pods stand in the node's itself. `None` without `cgroupsPerQOS`.
     pub fn class(&self, qos: Qos) -> Option<String> {
         let inner = &self.cgroups.inner;
-        inner.per_qos.then(|| layout::class_path(&inner.root, qos))
+        inner.per_qos.then(|| inner.layout.class(qos))
     }
 
     /// The cgroup of a pod; `None` without `cgroupsPerQOS`, or for a UID that can name none.
     pub fn pod(&self, qos: Qos, uid: &PodUid) -> Option<String> {
         let inner = &self.cgroups.inner;
-        (inner.per_qos && layout::check_uid(uid).is_ok()).then(|| layout::pod_path(&inner.root, qos, uid))
+        (inner.per_qos && inner.layout.check_uid(uid).is_ok()).then(|| inner.layout.pod(qos, uid))
     }
 }
 

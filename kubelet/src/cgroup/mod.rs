@@ -1,36 +1,45 @@
-//! Cgroups: the node's, the QoS classes' and the pods' (containers' belong to the runtime), on v1, hybrid and v2.
+//! Cgroups: the node's, the QoS classes' and the pods' (containers' belong to the runtime), on v1, hybrid and v2, made
+//! directly (`cgroupfs`) or as slices of systemd (`systemd`).
 //!
-//! `assemble` calls [`Cgroups::detect`] and [`Cgroups::setup_node`] once; pod actors call [`Cgroups::pod_parent`],
-//! [`Cgroups::create_pod`] and [`Cgroups::remove_pod`]; who sums requests calls [`Cgroups::update_qos`]; the clean-up
-//! after a restart calls [`Cgroups::list_pods`]. The room never touches a cgroup outside `<cgroupRoot>/kubepods`
-//! (but for enabling v2 controllers on the way there), never moves a process, and remembers nothing that it could not
-//! find again in the file system.
+//! `assemble` calls [`Cgroups::detect`] and [`Cgroups::setup_node`] once and runs [`Cgroups::keep_classes`]; pod actors
+//! call [`Cgroups::pod_parent`], [`Cgroups::create_pod`] and [`Cgroups::remove_pod`]; `world` calls
+//! [`Cgroups::update_qos`]; the clean-up after a restart calls [`Cgroups::list_pods`]. The room never touches a cgroup
+//! outside `<cgroupRoot>/kubepods` (but for enabling v2 controllers on the way there), never moves a process, and
+//! remembers nothing that it could not find again in the file system.
 //!
-//! Everything is synchronous. Making a pod's cgroup is a few dozen system calls on an in-memory file system (see
-//! `docs/cgroups.md` for figures); removing one may wait for processes it had to kill, so removal goes to
-//! `spawn_blocking`.
+//! | | waits for |
+//! | --- | --- |
+//! | making with `cgroupfs` | nothing: a few dozen system calls on an in-memory file system (figures: `docs/cgroups.md`) |
+//! | making with `systemd` | the end of the unit's job, over D-Bus |
+//! | removing | processes it had to kill, on a blocking thread; with `systemd` the end of the unit's job before |
 //!
 //! Why not `cgroups-rs`: it finds hierarchies only at `/sys/fs/cgroup` of its own process, answers a failed read with
 //! "no hierarchies", unwraps on missing files, and has no notion of a cgroup whose processes belong to others. Its
 //! detection is the yardstick of a test here; files are written directly.
 
+mod classes;
 mod error;
 mod files;
 mod hierarchy;
 pub mod layout;
 mod lookup;
+mod systemd;
 pub mod values;
 
 pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
 pub use lookup::{Lookup, container_of_dir};
-pub use values::{HugetlbLimit, NodeValues, PodValues};
+pub use systemd::Places;
+pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Requested};
 
 use crate::api::{PodUid, Qos};
+use layout::Layout;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use systemd::Systemd;
+use tokio::sync::watch;
 
 /// `cgroupDriver`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +47,7 @@ pub enum Driver {
     /// This room writes the file system itself.
     #[default]
     Cgroupfs,
-    /// Refused for now.
+    /// systemd makes cgroups for its units; this room asks it to.
     Systemd,
 }
 
@@ -53,19 +62,23 @@ pub struct CgroupConfig {
     pub cgroup_root: String,
     /// `cgroupsPerQOS`. Without it there are no pod cgroups: `cgroup_parent` is empty and nothing is made or removed.
     pub per_qos: bool,
-    /// `cgroupDriver`
-    pub driver: Driver,
+    /// `cgroupDriver`, where it was given: the runtime may have no other. Where not, the runtime's is taken, and
+    /// cgroupfs where it does not say.
+    pub driver: Option<Driver>,
+    /// Where systemd answers.
+    pub systemd: Places,
 }
 
 impl CgroupConfig {
-    /// The machine's own hierarchy, cgroupfs driver.
+    /// The machine's own hierarchy, with the runtime's driver.
     pub fn host(cgroup_root: &str, per_qos: bool) -> Self {
         Self {
             fs_root: "/sys/fs/cgroup".into(),
             mount_table: crate::mountinfo::SELF.into(),
             cgroup_root: cgroup_root.to_owned(),
             per_qos,
-            driver: Driver::Cgroupfs,
+            driver: None,
+            systemd: Places::host(),
         }
     }
 }
@@ -80,33 +93,39 @@ pub struct Cgroups {
 struct Inner {
     fs_root: PathBuf,
     version: Version,
-    root: String,
+    layout: Layout,
     per_qos: bool,
+    systemd: Option<Systemd>,
     /// Sizes of huge pages the kernel limits, known once the node's cgroup exists.
     huge_pages: OnceLock<Vec<String>>,
-    /// `cpu.shares` last written to the burstable class; 0 before the first.
-    burstable_shares: AtomicU64,
+    /// What the cgroup of all pods shall hold.
+    node: Mutex<NodeValues>,
+    /// What the admitted pods request.
+    requested: watch::Sender<Requested>,
+    /// The runtime came back with another driver.
+    runtime_differs: AtomicBool,
 }
 
 /// v2 controllers enabled for pods, where the kernel has them.
 const DELEGATED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
 impl Cgroups {
-    /// Finds the hierarchies; changes nothing.
+    /// Finds the hierarchies; changes nothing, and connects to nobody.
     pub fn detect(config: CgroupConfig) -> Result<Self, Error> {
-        if config.driver == Driver::Systemd {
-            return Err(Error::SystemdDriver);
-        }
-        let root = layout::normal_root(&config.cgroup_root)?;
+        let driver = config.driver.unwrap_or_default();
+        let layout = Layout::new(driver, &config.cgroup_root)?;
         let version = hierarchy::detect(&config.fs_root, &config.mount_table)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 fs_root: config.fs_root,
                 version,
-                root,
+                layout,
                 per_qos: config.per_qos,
+                systemd: (driver == Driver::Systemd).then(|| Systemd::new(config.systemd)),
                 huge_pages: OnceLock::new(),
-                burstable_shares: AtomicU64::new(0),
+                node: Mutex::default(),
+                requested: watch::Sender::new(Requested::default()),
+                runtime_differs: AtomicBool::new(false),
             }),
         })
     }
@@ -114,6 +133,31 @@ impl Cgroups {
     /// What was found.
     pub fn version(&self) -> &Version {
         &self.inner.version
+    }
+
+    /// The driver in use.
+    pub fn driver(&self) -> Driver {
+        self.inner.layout.driver()
+    }
+
+    /// The driver that the runtime says it uses. While it is another, no pod's cgroup is made.
+    pub fn runtime_uses(&self, driver: Driver) {
+        let differs = driver != self.driver();
+        if self.inner.runtime_differs.swap(differs, Ordering::Relaxed) != differs && differs {
+            let error = self.check_runtime().err().map(|e| e.to_string()).unwrap_or_default();
+            tracing::error!(error, "no pods are started");
+        }
+    }
+
+    /// Refuses while the runtime's driver is another than this one.
+    pub fn check_runtime(&self) -> Result<(), Error> {
+        if !self.inner.runtime_differs.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(match self.driver() {
+            Driver::Cgroupfs => Error::RuntimeDriver { runtime: "systemd", agent: "cgroupfs" },
+            Driver::Systemd => Error::RuntimeDriver { runtime: "cgroupfs", agent: "systemd" },
+        })
     }
 
     /// Controllers that pods cannot do without and that are not there; the node is unfit while this is not empty.
@@ -129,79 +173,63 @@ impl Cgroups {
             .collect()
     }
 
-    /// Makes `<cgroupRoot>/kubepods` with `values` and the QoS classes in it. Idempotent; leaves pods alone.
-    pub fn setup_node(&self, values: &NodeValues) -> Result<(), Error> {
-        let inner = &*self.inner;
-        if !inner.per_qos {
-            return Ok(());
-        }
-        for qos in layout::CLASSES {
-            self.make_path(&layout::class_path(&inner.root, qos), Walk::All)?;
-        }
-        let node = layout::class_path(&inner.root, Qos::Guaranteed);
-        self.narrow_cpuset(&node)?;
-        self.apply(&node, &PodValues::from(values))?;
-        let least = PodValues { cpu_shares: Some(values::MIN_SHARES), ..PodValues::default() };
-        self.apply(&layout::class_path(&inner.root, Qos::BestEffort), &least)?;
-        self.huge_pages()?;
-        Ok(())
-    }
-
     /// CRI's `cgroup_parent` of the pod's sandbox; empty without `cgroupsPerQOS`.
     pub fn pod_parent(&self, qos: Qos, uid: &PodUid) -> String {
-        if self.inner.per_qos { layout::pod_path(&self.inner.root, qos, uid) } else { String::new() }
+        if self.inner.per_qos { self.inner.layout.pod(qos, uid) } else { String::new() }
     }
 
     /// Makes the pod's cgroup in every hierarchy and writes `values`. Idempotent: on a cgroup that is there it writes
-    /// the values again. Quick enough to be called directly.
-    pub fn create_pod(&self, qos: Qos, uid: &PodUid, values: &PodValues) -> Result<(), Error> {
+    /// the values again.
+    pub async fn create_pod(&self, qos: Qos, uid: &PodUid, values: &PodValues) -> Result<(), Error> {
         if !self.inner.per_qos {
             return Ok(());
         }
-        layout::check_uid(uid)?;
-        let path = layout::pod_path(&self.inner.root, qos, uid);
-        self.make_path(&path, Walk::Missing)?;
+        self.check_runtime()?;
+        self.inner.layout.check_uid(uid)?;
+        if self.dirs(&self.inner.layout.class(qos)).iter().any(|dir| !dir.is_dir()) {
+            self.make_classes().await?;
+        }
         let hugetlb = values::hugetlb_of_pod(&values.hugetlb, self.huge_pages()?);
-        self.apply(&path, &PodValues { hugetlb, ..values.clone() })
+        let values = PodValues { hugetlb, ..values.clone() };
+        self.ensure(&self.inner.layout.pod(qos, uid), &values, Walk::Missing).await
     }
 
-    /// Removes the pod's cgroup from every hierarchy, killing what still runs in it. Idempotent. Blocks up to 63 ms
-    /// when something had to be killed, then answers [`Error::Busy`] with what is left; call again.
-    pub fn remove_pod(&self, qos: Qos, uid: &PodUid) -> Result<(), Error> {
+    /// Removes the pod's cgroup from every hierarchy, killing what still runs in it. Idempotent. Takes up to 63 ms
+    /// more when something had to be killed, then answers [`Error::Busy`] with what is left; call again.
+    pub async fn remove_pod(&self, qos: Qos, uid: &PodUid) -> Result<(), Error> {
         // A UID that names no cgroup has none.
-        if !self.inner.per_qos || layout::check_uid(uid).is_err() {
+        if !self.inner.per_qos || self.inner.layout.check_uid(uid).is_err() {
             return Ok(());
         }
-        let dirs = self.dirs(&layout::pod_path(&self.inner.root, qos, uid));
-        files::remove(&dirs)
+        self.remove(&self.inner.layout.pod(qos, uid)).await
     }
 
     /// Removes what a runtime left of the cgroup of a container or sandbox that it no longer has: an OCI runtime that
-    /// is interrupted while it makes a container forgets it. Idempotent; blocks like [`Cgroups::remove_pod`].
-    pub fn remove_leftover(&self, qos: Qos, uid: &PodUid, id: &str) -> Result<(), Error> {
+    /// is interrupted while it makes a container forgets it. Idempotent; waits like [`Cgroups::remove_pod`].
+    pub async fn remove_leftover(&self, qos: Qos, uid: &PodUid, id: &str) -> Result<(), Error> {
+        let layout = &self.inner.layout;
         // An id or a UID that is no name of a directory cannot have made one.
         let named =
-            !id.is_empty() && !id.contains('/') && !id.starts_with('.') && layout::check_uid(uid).is_ok();
+            !id.is_empty() && !id.contains('/') && !id.starts_with('.') && layout.check_uid(uid).is_ok();
         if !self.inner.per_qos || !named {
             return Ok(());
         }
-        let pod = layout::pod_path(&self.inner.root, qos, uid);
-        // containerd names it by the id alone, CRI-O with a prefix.
-        for name in [id.to_owned(), format!("crio-{id}")] {
-            files::remove(&self.dirs(&format!("{pod}/{name}")))?;
+        let pod = layout.pod(qos, uid);
+        for name in layout.names_of(id) {
+            self.remove(&format!("{pod}/{name}")).await?;
         }
         Ok(())
     }
 
     /// Every pod with a cgroup in any hierarchy, made by this or an earlier incarnation.
     pub fn list_pods(&self) -> Result<Vec<(Qos, PodUid)>, Error> {
-        let mut found = BTreeSet::new();
+        let (mut found, layout) = (BTreeSet::new(), &self.inner.layout);
         if self.inner.per_qos {
             for qos in layout::CLASSES {
-                for dir in self.dirs(&layout::class_path(&self.inner.root, qos)) {
+                for dir in self.dirs(&layout.class(qos)) {
                     for child in files::children(&dir)? {
                         let name = child.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-                        found.extend(layout::uid_of_dir(name).map(|uid| (qos, uid)));
+                        found.extend(layout.uid_of(qos, name).map(|uid| (qos, uid)));
                     }
                 }
             }
@@ -209,23 +237,65 @@ impl Cgroups {
         Ok(found.into_iter().collect())
     }
 
-    /// Gives the burstable class the shares of the sum of its pods' CPU requests (thousandths of a core). Writes only
-    /// what changed.
-    pub fn update_qos(&self, burstable_milli_requests: u64) -> Result<(), Error> {
-        let inner = &*self.inner;
-        let shares = values::shares_of_milli(burstable_milli_requests);
-        if !inner.per_qos || inner.burstable_shares.load(Ordering::Relaxed) == shares {
-            return Ok(());
-        }
-        let wanted = PodValues { cpu_shares: Some(shares), ..PodValues::default() };
-        self.apply(&layout::class_path(&inner.root, Qos::Burstable), &wanted)?;
-        inner.burstable_shares.store(shares, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// `path` in every hierarchy.
     fn dirs(&self, path: &str) -> Vec<PathBuf> {
         self.inner.version.roots(&self.inner.fs_root).into_iter().map(|root| below(root, path)).collect()
+    }
+
+    /// Makes the cgroup `path` with what stands above it, and gives it `values`.
+    async fn ensure(&self, path: &str, values: &PodValues, walk: Walk) -> Result<(), Error> {
+        let inner = &*self.inner;
+        let spelled = match inner.version {
+            Version::V1 { .. } => values::v1(values),
+            Version::V2 { .. } => values::v2(values),
+        };
+        // systemd would say nothing of it.
+        for w in &spelled {
+            if inner.version.root_of(&inner.fs_root, w.controller).is_none() {
+                let (controller, file, value) = (w.controller, w.file.clone(), w.value.clone());
+                self.make_path(path, walk)?;
+                return Err(Error::NoController { controller, file, value });
+            }
+        }
+        let writes = match &inner.systemd {
+            None => {
+                self.make_path(path, walk)?;
+                spelled
+            }
+            Some(systemd) => {
+                let (properties, files) = match inner.version {
+                    Version::V1 { .. } => systemd::properties::v1(values),
+                    Version::V2 { .. } => systemd::properties::v2(values)?,
+                };
+                let dirs = self.dirs(path);
+                let there = || dirs.iter().any(|dir| dir.is_dir());
+                systemd.ensure(layout::unit_of(path), &properties, &there).await?;
+                // It makes them in the hierarchies it manages, and enables the controllers it thinks are needed.
+                self.make_path(path, Walk::All)?;
+                files
+            }
+        };
+        for w in writes {
+            if let Some(root) = inner.version.root_of(&inner.fs_root, w.controller) {
+                files::write(below(root, path).join(&w.file), &w.value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the cgroup `path` and what is in it.
+    async fn remove(&self, path: &str) -> Result<(), Error> {
+        let dirs = self.dirs(path);
+        if dirs.iter().all(|dir| !dir.exists()) {
+            return Ok(());
+        }
+        if let Some(systemd) = &self.inner.systemd {
+            // It would ask them to end, and wait for 90 s.
+            let killed = dirs.clone();
+            blocking(move || files::kill(&killed)).await?;
+            systemd.stop(layout::unit_of(path)).await?;
+        }
+        blocking(move || files::remove(&dirs)).await
     }
 
     /// Makes `path` and, where they are missing, its ancestors, in every hierarchy.
@@ -251,35 +321,6 @@ impl Cgroups {
         }
     }
 
-    /// On v2 the node's cgroup names its CPUs, those its parent has in effect, as the stock agent's does.
-    fn narrow_cpuset(&self, node: &str) -> Result<(), Error> {
-        let inner = &*self.inner;
-        if !matches!(inner.version, Version::V2 { .. }) {
-            return Ok(());
-        }
-        let Some(root) = inner.version.root_of(&inner.fs_root, "cpuset") else { return Ok(()) };
-        let dir = below(root, node);
-        let parent = dir.parent().unwrap_or(root);
-        let cpus = files::read(parent.join("cpuset.cpus.effective"))?;
-        files::write(dir.join("cpuset.cpus"), &cpus)
-    }
-
-    /// Writes `values` into the cgroup `path`, each into its controller's hierarchy.
-    fn apply(&self, path: &str, values: &PodValues) -> Result<(), Error> {
-        let inner = &*self.inner;
-        let writes = match inner.version {
-            Version::V1 { .. } => values::v1(values),
-            Version::V2 { .. } => values::v2(values),
-        };
-        for w in writes {
-            let Some(root) = inner.version.root_of(&inner.fs_root, w.controller) else {
-                return Err(Error::NoController { controller: w.controller, file: w.file, value: w.value });
-            };
-            files::write(below(root, path).join(&w.file), &w.value)?;
-        }
-        Ok(())
-    }
-
     /// Sizes of huge pages, from the names of the files in the node's cgroup.
     fn huge_pages(&self) -> Result<&[String], Error> {
         let inner = &*self.inner;
@@ -287,7 +328,7 @@ impl Cgroups {
             return Ok(sizes);
         }
         let Some(root) = inner.version.root_of(&inner.fs_root, "hugetlb") else { return Ok(&[]) };
-        let dir = below(root, &layout::class_path(&inner.root, Qos::Guaranteed));
+        let dir = below(root, &inner.layout.class(Qos::Guaranteed));
         let entries = std::fs::read_dir(&dir).map_err(|cause| Error::Read { path: dir.clone(), cause })?;
         let sizes = entries
             .filter_map(|e| huge_page_size(e.ok()?.file_name().to_str()?))
@@ -296,6 +337,11 @@ impl Cgroups {
             .collect();
         Ok(inner.huge_pages.get_or_init(|| sizes))
     }
+}
+
+/// Runs what may wait on a thread for that.
+async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::Panicked { text: e.to_string() }))
 }
 
 /// `hugetlb.2MB.limit_in_bytes` or `hugetlb.2MB.max`: `2MB`.

@@ -100,6 +100,11 @@ impl Drop for Sleeper {
     }
 }
 
+/// Where things stand below the root of a test's own.
+fn fs_layout() -> Layout {
+    Layout::new(Driver::Cgroupfs, "").unwrap()
+}
+
 fn uid(n: u32) -> PodUid {
     PodUid::new(&format!("00000000-0000-0000-0000-{n:012}"))
 }
@@ -118,22 +123,24 @@ fn best_effort() -> PodValues {
     PodValues { cpu_shares: Some(2), ..PodValues::default() }
 }
 
-#[test]
-fn on_v1_the_kernel_holds_the_recorded_values() {
+#[tokio::test]
+async fn on_v1_the_kernel_holds_the_recorded_values() {
     let Some(own) = OwnRoot::v1("on_v1_the_kernel_holds_the_recorded_values") else { return };
     let c = &own.cgroups;
     c.setup_node(&NodeValues {
         cpu_shares: Some(2048),
         memory_limit: Some(8 << 30),
         pids_limit: Some(32_768),
-        hugetlb: Vec::new(),
+        ..NodeValues::default()
     })
+    .await
     .unwrap();
     for _ in 0..2 {
-        c.create_pod(Qos::Guaranteed, &uid(1), &guaranteed()).unwrap();
-        c.create_pod(Qos::BestEffort, &uid(2), &best_effort()).unwrap();
+        c.create_pod(Qos::Guaranteed, &uid(1), &guaranteed()).await.unwrap();
+        c.create_pod(Qos::BestEffort, &uid(2), &best_effort()).await.unwrap();
     }
-    c.update_qos(150).unwrap();
+    c.update_qos(Requested { burstable_milli: 150, ..Requested::default() });
+    c.mend_classes().await.unwrap();
     let pod = format!("/kubepods/pod{}", uid(1));
     let lone = format!("/kubepods/besteffort/pod{}", uid(2));
     // As golden cases qos-guaranteed, qos-burstable and qos-besteffort have them.
@@ -160,26 +167,28 @@ fn on_v1_the_kernel_holds_the_recorded_values() {
     assert!(own.dirs(&pod).iter().all(|d| d.is_dir()), "the pod stands in every hierarchy");
 
     assert_eq!(c.list_pods().unwrap(), [(Qos::Guaranteed, uid(1)), (Qos::BestEffort, uid(2))]);
-    c.update_qos(0).unwrap();
+    c.update_qos(Requested { burstable_milli: 0, ..Requested::default() });
+    c.mend_classes().await.unwrap();
     assert_eq!(own.value("cpu", "/kubepods/burstable", "cpu.shares"), "2");
     for _ in 0..2 {
-        c.remove_pod(Qos::Guaranteed, &uid(1)).unwrap();
-        c.remove_pod(Qos::BestEffort, &uid(2)).unwrap();
+        c.remove_pod(Qos::Guaranteed, &uid(1)).await.unwrap();
+        c.remove_pod(Qos::BestEffort, &uid(2)).await.unwrap();
     }
     assert_eq!(c.list_pods().unwrap(), []);
     assert!(own.dirs(&pod).iter().all(|d| !d.exists()));
 }
 
 /// Shared by both versions: a process in a nested cgroup of the pod and one in a neighbour pod.
-fn removal_kills_inside_and_spares_outside(own: &OwnRoot, qos: Qos) {
+async fn removal_kills_inside_and_spares_outside(own: &OwnRoot, qos: Qos) {
     let c = &own.cgroups;
     c.setup_node(&NodeValues::default())
+        .await
         .unwrap_or_else(|e| assert!(matches!(e, Error::NoController { .. }), "{e}"));
     for n in [1, 2] {
         // Without controllers (the hybrid layout's v2) the values are refused, the directories are made.
-        c.create_pod(qos, &uid(n), &PodValues::default()).unwrap();
+        c.create_pod(qos, &uid(n), &PodValues::default()).await.unwrap();
     }
-    let of = |n| layout::pod_path("", qos, &uid(n));
+    let of = |n| fs_layout().pod(qos, &uid(n));
     let (mut inside, outside) = (Sleeper::start(), Sleeper::start());
     let cpuset = own.dir("cpuset", "");
     for dir in own.dirs(&format!("{}/container", of(1))) {
@@ -194,66 +203,66 @@ fn removal_kills_inside_and_spares_outside(own: &OwnRoot, qos: Qos) {
     }
     // A killed child is gone from its cgroup only once its parent has waited for it.
     let reaper = std::thread::spawn(move || inside.killed());
-    c.remove_pod(qos, &uid(1)).unwrap();
+    c.remove_pod(qos, &uid(1)).await.unwrap();
     assert!(reaper.join().unwrap(), "the process inside was killed");
     assert_eq!(c.list_pods().unwrap(), [(qos, uid(2))]);
     let mut outside = outside;
     assert!(outside.0.try_wait().unwrap().is_none(), "the neighbour lives");
     let _ = outside.0.kill();
     let _ = outside.0.wait();
-    c.remove_pod(qos, &uid(2)).unwrap();
+    c.remove_pod(qos, &uid(2)).await.unwrap();
 }
 
-fn what_is_left_of_one_container_goes(own: &OwnRoot) {
+async fn what_is_left_of_one_container_goes(own: &OwnRoot) {
     let c = &own.cgroups;
-    c.setup_node(&NodeValues::default()).unwrap();
-    c.create_pod(Qos::BestEffort, &uid(1), &PodValues::default()).unwrap();
-    let pod = layout::pod_path("", Qos::BestEffort, &uid(1));
+    c.setup_node(&NodeValues::default()).await.unwrap();
+    c.create_pod(Qos::BestEffort, &uid(1), &PodValues::default()).await.unwrap();
+    let pod = fs_layout().pod(Qos::BestEffort, &uid(1));
     let there = |name: &str| own.dirs(&format!("{pod}/{name}")).into_iter().filter(|d| d.exists()).count();
     for name in ["gone", "crio-gone", "stays"] {
         own.dirs(&format!("{pod}/{name}")).iter().for_each(|d| std::fs::create_dir(d).unwrap());
     }
-    c.remove_leftover(Qos::BestEffort, &uid(1), "gone").unwrap();
+    c.remove_leftover(Qos::BestEffort, &uid(1), "gone").await.unwrap();
     assert_eq!((there("gone"), there("crio-gone")), (0, 0));
     assert_eq!(there("stays"), own.dirs("").len());
     // No id reaches out of the pod.
-    c.remove_leftover(Qos::BestEffort, &uid(1), "../stays").unwrap();
-    c.remove_leftover(Qos::BestEffort, &uid(1), "").unwrap();
+    c.remove_leftover(Qos::BestEffort, &uid(1), "../stays").await.unwrap();
+    c.remove_leftover(Qos::BestEffort, &uid(1), "").await.unwrap();
     // Nor can a UID that names no cgroup have one.
     let impossible = PodUid::new("team/a");
-    c.remove_leftover(Qos::BestEffort, &impossible, "gone").unwrap();
-    c.remove_pod(Qos::BestEffort, &impossible).unwrap();
+    c.remove_leftover(Qos::BestEffort, &impossible, "gone").await.unwrap();
+    c.remove_pod(Qos::BestEffort, &impossible).await.unwrap();
     assert_eq!(there("stays"), own.dirs("").len());
-    c.remove_pod(Qos::BestEffort, &uid(1)).unwrap();
+    c.remove_pod(Qos::BestEffort, &uid(1)).await.unwrap();
 }
 
-#[test]
-fn on_v1_removal_kills_what_is_inside_and_spares_the_neighbour() {
+#[tokio::test]
+async fn on_v1_removal_kills_what_is_inside_and_spares_the_neighbour() {
     let Some(own) = OwnRoot::v1("on_v1_removal_kills_what_is_inside_and_spares_the_neighbour") else {
         return;
     };
-    removal_kills_inside_and_spares_outside(&own, Qos::Burstable);
+    removal_kills_inside_and_spares_outside(&own, Qos::Burstable).await;
 }
 
-#[test]
-fn on_v1_what_a_runtime_left_of_one_container_goes_and_the_others_stay() {
+#[tokio::test]
+async fn on_v1_what_a_runtime_left_of_one_container_goes_and_the_others_stay() {
     let Some(own) = OwnRoot::v1("on_v1_what_a_runtime_left_of_one_container_goes_and_the_others_stay") else {
         return;
     };
-    what_is_left_of_one_container_goes(&own);
+    what_is_left_of_one_container_goes(&own).await;
 }
 
-#[test]
-fn on_v1_a_frozen_pod_is_thawed_so_that_it_can_die() {
+#[tokio::test]
+async fn on_v1_a_frozen_pod_is_thawed_so_that_it_can_die() {
     let Some(own) = OwnRoot::v1("on_v1_a_frozen_pod_is_thawed_so_that_it_can_die") else { return };
     let Some(freezer) = own.dir("freezer", "") else { return eprintln!("SKIP frozen: no freezer") };
-    own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &PodValues::default()).unwrap();
+    own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &PodValues::default()).await.unwrap();
     let mut inside = Sleeper::start();
     let dir = freezer.join(format!("kubepods/pod{}", uid(1)));
     inside.move_to(&dir);
     std::fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
     let reaper = std::thread::spawn(move || inside.killed());
-    own.cgroups.remove_pod(Qos::Guaranteed, &uid(1)).unwrap();
+    own.cgroups.remove_pod(Qos::Guaranteed, &uid(1)).await.unwrap();
     assert!(reaper.join().unwrap());
 }
 
@@ -271,31 +280,31 @@ fn a_process_that_is_no_member_is_not_killed_and_one_that_stays_is_named() {
     );
 }
 
-#[test]
-fn a_value_the_kernel_refuses_is_named_with_its_file() {
+#[tokio::test]
+async fn a_value_the_kernel_refuses_is_named_with_its_file() {
     let Some(own) = OwnRoot::v1("a_value_the_kernel_refuses_is_named_with_its_file") else { return };
     let bad = PodValues { cpu_quota_us: Some(1), cpu_period_us: Some(100_000), ..PodValues::default() };
-    let text = own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &bad).unwrap_err().to_string();
+    let text = own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &bad).await.unwrap_err().to_string();
     assert!(
         text.contains("\"1\"") && text.contains("cpu.cfs_quota_us") && text.contains("Invalid"),
         "{text}"
     );
 }
 
-#[test]
-fn on_v2_removal_kills_what_is_inside_and_spares_the_neighbour() {
+#[tokio::test]
+async fn on_v2_removal_kills_what_is_inside_and_spares_the_neighbour() {
     let Some(own) = OwnRoot::v2("on_v2_removal_kills_what_is_inside_and_spares_the_neighbour") else {
         return;
     };
     let c = &own.cgroups;
     for qos in layout::CLASSES {
-        c.make_path(&layout::class_path(&c.inner.root, qos), Walk::All).unwrap();
+        c.make_path(&c.inner.layout.class(qos), Walk::All).unwrap();
     }
-    removal_kills_inside_and_spares_outside(&own, Qos::BestEffort);
+    removal_kills_inside_and_spares_outside(&own, Qos::BestEffort).await;
 }
 
-#[test]
-fn on_v2_the_kernel_holds_the_recorded_values() {
+#[tokio::test]
+async fn on_v2_the_kernel_holds_the_recorded_values() {
     let test = "on_v2_the_kernel_holds_the_recorded_values";
     let Some(own) = OwnRoot::v2(test) else { return };
     let c = &own.cgroups;
@@ -306,8 +315,9 @@ fn on_v2_the_kernel_holds_the_recorded_values() {
         cpu_shares: Some(4096),
         memory_limit: Some(256 << 20),
         pids_limit: Some(4000),
-        hugetlb: Vec::new(),
+        ..NodeValues::default()
     })
+    .await
     .unwrap();
     let pod = PodValues {
         cpu_shares: Some(1536),
@@ -315,13 +325,14 @@ fn on_v2_the_kernel_holds_the_recorded_values() {
         cpu_period_us: Some(100_000),
         memory_limit: Some(128 << 20),
         pids_limit: Some(-1),
-        hugetlb: Vec::new(),
+        ..PodValues::default()
     };
     for _ in 0..2 {
-        c.create_pod(Qos::Burstable, &uid(1), &pod).unwrap();
-        c.create_pod(Qos::BestEffort, &uid(2), &best_effort()).unwrap();
+        c.create_pod(Qos::Burstable, &uid(1), &pod).await.unwrap();
+        c.create_pod(Qos::BestEffort, &uid(2), &best_effort()).await.unwrap();
     }
-    c.update_qos(1600).unwrap();
+    c.update_qos(Requested { burstable_milli: 1600, ..Requested::default() });
+    c.mend_classes().await.unwrap();
     let (burst, lone) =
         (format!("/kubepods/burstable/pod{}", uid(1)), format!("/kubepods/besteffort/pod{}", uid(2)));
     let all = own.value("cpuset", "", "cpuset.cpus.effective");
@@ -345,23 +356,26 @@ fn on_v2_the_kernel_holds_the_recorded_values() {
         assert_eq!(own.value("cpu", path, file), want, "{path}/{file}");
     }
     assert_eq!(c.list_pods().unwrap(), [(Qos::Burstable, uid(1)), (Qos::BestEffort, uid(2))]);
-    c.remove_pod(Qos::Burstable, &uid(1)).unwrap();
-    c.remove_pod(Qos::BestEffort, &uid(2)).unwrap();
+    c.remove_pod(Qos::Burstable, &uid(1)).await.unwrap();
+    c.remove_pod(Qos::BestEffort, &uid(2)).await.unwrap();
 }
 
-#[test]
-fn a_controller_that_is_not_there_is_refused_by_name() {
+#[tokio::test]
+async fn a_controller_that_is_not_there_is_refused_by_name() {
     let Some(own) = OwnRoot::v2("a_controller_that_is_not_there_is_refused_by_name") else { return };
     if !own.cgroups.missing_controllers().contains(&"cpu") {
         return eprintln!("SKIP a_controller_that_is_not_there_is_refused_by_name: v2 has cpu here");
     }
-    let text = own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &guaranteed()).unwrap_err().to_string();
+    for qos in layout::CLASSES {
+        own.cgroups.make_path(&own.cgroups.inner.layout.class(qos), Walk::All).unwrap();
+    }
+    let text = own.cgroups.create_pod(Qos::Guaranteed, &uid(1), &guaranteed()).await.unwrap_err().to_string();
     assert!(text.contains("memory") && text.contains("memory.max=134217728"), "{text}");
 }
 
 /// A v2 tree of plain files: what would be written where.
-#[test]
-fn on_v2_the_files_get_the_recorded_values_and_controllers_are_delegated_on_the_way() {
+#[tokio::test]
+async fn on_v2_the_files_get_the_recorded_values_and_controllers_are_delegated_on_the_way() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().to_str().unwrap();
     let table = dir.path().join("mountinfo");
@@ -385,19 +399,21 @@ fn on_v2_the_files_get_the_recorded_values_and_controllers_are_delegated_on_the_
         cpu_shares: Some(4096),
         memory_limit: Some(6_318_186_496),
         pids_limit: Some(48_284),
-        hugetlb: Vec::new(),
+        ..NodeValues::default()
     })
+    .await
     .unwrap();
-    c.update_qos(1600).unwrap();
+    c.update_qos(Requested { burstable_milli: 1600, ..Requested::default() });
+    c.mend_classes().await.unwrap();
     let pod = PodValues {
         cpu_shares: Some(1536),
         cpu_quota_us: Some(200_000),
         cpu_period_us: Some(100_000),
         memory_limit: Some(268_435_456),
         pids_limit: Some(-1),
-        hugetlb: Vec::new(),
+        ..PodValues::default()
     };
-    c.create_pod(Qos::Burstable, &PodUid::new("u"), &pod).unwrap();
+    c.create_pod(Qos::Burstable, &PodUid::new("u"), &pod).await.unwrap();
     for (file, want) in [
         ("cgroup.subtree_control", "+cpuset +cpu +io +memory +hugetlb +pids"),
         ("kubepods/cgroup.subtree_control", "+cpuset +cpu +io +memory +hugetlb +pids"),
@@ -419,69 +435,45 @@ fn on_v2_the_files_get_the_recorded_values_and_controllers_are_delegated_on_the_
     assert_eq!(c.list_pods().unwrap(), [(Qos::Burstable, PodUid::new("u"))]);
 }
 
-#[test]
-fn without_cgroups_per_qos_nothing_is_made() {
+#[tokio::test]
+async fn without_cgroups_per_qos_nothing_is_made() {
     let Some(own) = OwnRoot::v1("without_cgroups_per_qos_nothing_is_made") else { return };
     let config = CgroupConfig { per_qos: false, ..CgroupConfig::host(&own.root, false) };
     let c = Cgroups::detect(config).unwrap();
-    c.setup_node(&NodeValues::default()).unwrap();
-    c.create_pod(Qos::Burstable, &uid(1), &guaranteed()).unwrap();
+    c.setup_node(&NodeValues::default()).await.unwrap();
+    c.create_pod(Qos::Burstable, &uid(1), &guaranteed()).await.unwrap();
     assert_eq!(c.pod_parent(Qos::Burstable, &uid(1)), "");
     assert!(own.dirs("/kubepods").iter().all(|d| !d.exists()));
-    c.remove_pod(Qos::Burstable, &uid(1)).unwrap();
-}
-
-#[test]
-fn the_systemd_driver_is_refused_by_name() {
-    let config = CgroupConfig { driver: Driver::Systemd, ..CgroupConfig::host("", true) };
-    assert!(Cgroups::detect(config).unwrap_err().to_string().contains("cgroupDriver: systemd"));
+    c.remove_pod(Qos::Burstable, &uid(1)).await.unwrap();
 }
 
 /// `cargo test -p kubelet --release -- --ignored --nocapture cgroup::tests::bench`
-#[test]
+#[tokio::test]
 #[ignore = "a measurement"]
-fn bench_create_and_remove_beside_bare_mkdir() {
+async fn bench_create_and_remove_beside_bare_mkdir() {
     let Some(own) = OwnRoot::v1("bench") else { return };
-    own.cgroups.setup_node(&NodeValues::default()).unwrap();
-    let rounds = 200;
+    let c = &own.cgroups;
+    c.setup_node(&NodeValues::default()).await.unwrap();
     let path = format!("{}/kubepods/pod{}", own.root, uid(9));
-    let time = |f: &mut dyn FnMut()| {
-        let mut all: Vec<_> = (0..rounds)
-            .map(|_| {
-                let start = Instant::now();
-                f();
-                start.elapsed()
-            })
-            .collect();
-        all.sort();
-        all[rounds / 2]
-    };
     for _ in 0..2 {
-        let bare_make = time(&mut || {
-            for d in own.cgroups.dirs(&path) {
-                std::fs::create_dir(&d).unwrap();
-            }
-            for d in own.cgroups.dirs(&path) {
-                std::fs::remove_dir(&d).unwrap();
-            }
-        });
-        let ours = time(&mut || {
-            own.cgroups.create_pod(Qos::Guaranteed, &uid(9), &guaranteed()).unwrap();
-            own.cgroups.remove_pod(Qos::Guaranteed, &uid(9)).unwrap();
-        });
-        let ours_create = {
-            let mut all: Vec<_> = (0..rounds)
-                .map(|_| {
-                    let start = Instant::now();
-                    own.cgroups.create_pod(Qos::Guaranteed, &uid(9), &guaranteed()).unwrap();
-                    let took = start.elapsed();
-                    own.cgroups.remove_pod(Qos::Guaranteed, &uid(9)).unwrap();
-                    took
-                })
-                .collect();
-            all.sort();
-            all[rounds / 2]
-        };
-        eprintln!("bare mkdir+rmdir {bare_make:?}, create+remove {ours:?}, create {ours_create:?}");
+        let (mut bare, mut create, mut both) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..200 {
+            let start = Instant::now();
+            c.dirs(&path).iter().for_each(|d| std::fs::create_dir(d).unwrap());
+            c.dirs(&path).iter().for_each(|d| std::fs::remove_dir(d).unwrap());
+            bare.push(start.elapsed());
+            let start = Instant::now();
+            c.create_pod(Qos::Guaranteed, &uid(9), &guaranteed()).await.unwrap();
+            create.push(start.elapsed());
+            c.remove_pod(Qos::Guaranteed, &uid(9)).await.unwrap();
+            both.push(start.elapsed());
+        }
+        let [bare, create, both] = [bare, create, both].map(median);
+        eprintln!("bare mkdir+rmdir {bare:?}, create+remove {both:?}, create {create:?}");
     }
+}
+
+pub(super) fn median(mut all: Vec<std::time::Duration>) -> std::time::Duration {
+    all.sort();
+    all[all.len() / 2]
 }

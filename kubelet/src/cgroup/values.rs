@@ -3,6 +3,8 @@
 //! Sources: the kernel's cgroup-v1 and cgroup-v2 documents for the files; the recorded behaviour of the stock agent
 //! for what is written at all; the shares-to-weight mapping is the OCI runtimes' linear one from 2…262144 to 1…10000.
 
+use crate::api::Qos;
+
 /// Fewest `cpu.shares` the kernel takes, and the share of pods that ask for no CPU.
 pub const MIN_SHARES: u64 = 2;
 /// Most `cpu.shares` the kernel takes.
@@ -21,6 +23,31 @@ pub struct NodeValues {
     pub pids_limit: Option<i64>,
     /// Bytes per size of huge pages; sizes not named are left alone.
     pub hugetlb: Vec<HugetlbLimit>,
+    /// Memory is protected (KEP-2570): the node's and the classes' cgroups guarantee what their pods request, and what
+    /// no longer is requested is taken back.
+    pub protect_memory: bool,
+    /// `qosReserved`: what the classes below may not use of the memory that better ones request.
+    pub reserve_memory: Option<MemoryReserve>,
+}
+
+/// `qosReserved: {memory: …%}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryReserve {
+    /// The share of the requests that is kept, in percent.
+    pub percent: u8,
+    /// Bytes of memory that the node's pods may have.
+    pub allocatable: i64,
+}
+
+/// What the admitted pods request, by which the classes' cgroups are set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requested {
+    /// Milli-CPU of the Burstable pods.
+    pub burstable_milli: u64,
+    /// Bytes of memory of the Burstable pods.
+    pub burstable_memory: i64,
+    /// Bytes of memory of the Guaranteed pods.
+    pub guaranteed_memory: i64,
 }
 
 /// Limits of one pod's cgroup. `None` leaves the kernel's default.
@@ -34,6 +61,12 @@ pub struct PodValues {
     pub cpu_period_us: Option<u64>,
     /// Bytes; negative for no limit; zero is no value and leaves the kernel's default.
     pub memory_limit: Option<i64>,
+    /// Bytes that are never reclaimed; v2 only.
+    pub memory_min: Option<i64>,
+    /// Bytes that are reclaimed last; v2 only.
+    pub memory_low: Option<i64>,
+    /// CPUs as a list such as `0-3`; v2 only, as on v1 every cgroup inherits them.
+    pub cpus: Option<String>,
     /// Tasks; zero or less for no limit.
     pub pids_limit: Option<i64>,
     /// Bytes per size of huge pages. Sizes the kernel has and that are not named get a limit of nothing.
@@ -116,6 +149,12 @@ pub fn v1(values: &PodValues) -> Vec<Write> {
 /// How cgroup v2 spells `values`.
 pub fn v2(values: &PodValues) -> Vec<Write> {
     let mut w = Vec::new();
+    if let Some(cpus) = &values.cpus {
+        w.push(Write::new("cpuset", "cpuset.cpus", cpus));
+    }
+    for (file, bytes) in [("memory.min", values.memory_min), ("memory.low", values.memory_low)] {
+        w.extend(bytes.map(|b| Write::new("memory", file, b)));
+    }
     if let Some(limit) = values.memory_limit.filter(|limit| *limit != 0) {
         w.push(Write::new("memory", "memory.max", max_or(limit)));
     }
@@ -147,6 +186,36 @@ pub fn hugetlb_of_pod(asked: &[HugetlbLimit], kernel_sizes: &[String]) -> Vec<Hu
         }
     }
     all
+}
+
+/// The values of the class's cgroup for what its pods request; those of the guaranteed class are of the cgroup of all
+/// pods. Without CPU requests a class has the least share.
+pub fn of_class(qos: Qos, asked: &Requested, node: &NodeValues) -> PodValues {
+    let mut values = PodValues::default();
+    let milli = if qos == Qos::Burstable { asked.burstable_milli } else { 0 };
+    values.cpu_shares = (qos != Qos::Guaranteed).then(|| shares_of_milli(milli));
+    let all = asked.guaranteed_memory.saturating_add(asked.burstable_memory);
+    if node.protect_memory {
+        values.memory_min = (qos == Qos::Guaranteed).then_some(all);
+        values.memory_low = (qos == Qos::Burstable).then_some(asked.burstable_memory);
+    }
+    if let Some(MemoryReserve { percent, allocatable }) = node.reserve_memory {
+        let kept = match qos {
+            Qos::Guaranteed => None,
+            Qos::Burstable => Some(share(asked.guaranteed_memory, percent)),
+            Qos::BestEffort => {
+                Some(share(asked.guaranteed_memory, percent) + share(asked.burstable_memory, percent))
+            }
+        };
+        // Nothing at all would be no limit.
+        values.memory_limit = kept.map(|kept| (allocatable - kept).max(1));
+    }
+    values
+}
+
+fn share(bytes: i64, percent: u8) -> i64 {
+    let part = i128::from(bytes) * i128::from(percent) / 100;
+    i64::try_from(part).unwrap_or(i64::MAX)
 }
 
 fn max_or(limit: i64) -> String {
@@ -190,6 +259,9 @@ mod tests {
             memory_limit: Some(134_217_728),
             pids_limit: Some(100),
             hugetlb: vec![HugetlbLimit { page_size: "2MB".into(), bytes: 4 << 20 }],
+            memory_min: Some(7),
+            memory_low: Some(0),
+            cpus: Some("0-1".into()),
         };
         assert_eq!(
             spelled(&v1(&values)),
@@ -205,6 +277,9 @@ mod tests {
         assert_eq!(
             spelled(&v2(&values)),
             [
+                "cpuset/cpuset.cpus=0-1",
+                "memory/memory.min=7",
+                "memory/memory.low=0",
                 "memory/memory.max=134217728",
                 "cpu/cpu.weight=8",
                 "cpu/cpu.max=20000 100000",
@@ -231,6 +306,46 @@ mod tests {
             ["memory/memory.max=max", "cpu/cpu.max=max 100000", "pids/pids.max=max"]
         );
         assert!(v1(&PodValues::default()).is_empty() && v2(&PodValues::default()).is_empty());
+    }
+
+    #[test]
+    fn the_classes_have_what_their_pods_request() {
+        let asked = Requested {
+            burstable_milli: 2100,
+            burstable_memory: 3_476_029_440,
+            guaranteed_memory: 67_108_864,
+        };
+        let plain = NodeValues::default();
+        let shares = |qos| of_class(qos, &asked, &plain).cpu_shares;
+        assert_eq!(shares(Qos::Guaranteed), None);
+        assert_eq!(shares(Qos::Burstable), Some(2150));
+        assert_eq!(shares(Qos::BestEffort), Some(2));
+        // As memoryqos.json has them with TieredReservation in batch1.
+        let tiered = NodeValues { protect_memory: true, ..plain.clone() };
+        let of = |qos| of_class(qos, &asked, &tiered);
+        assert_eq!(
+            (of(Qos::Guaranteed).memory_min, of(Qos::Guaranteed).memory_low),
+            (Some(3_543_138_304), None)
+        );
+        assert_eq!(
+            (of(Qos::Burstable).memory_min, of(Qos::Burstable).memory_low),
+            (None, Some(3_476_029_440))
+        );
+        assert_eq!((of(Qos::BestEffort).memory_min, of(Qos::BestEffort).memory_low), (None, None));
+    }
+
+    #[test]
+    fn a_reserve_takes_from_lesser_classes_what_better_ones_request() {
+        let asked = Requested { burstable_memory: 200, guaranteed_memory: 100, ..Requested::default() };
+        let node = |percent| NodeValues {
+            reserve_memory: Some(MemoryReserve { percent, allocatable: 1000 }),
+            ..NodeValues::default()
+        };
+        let limit = |qos, percent| of_class(qos, &asked, &node(percent)).memory_limit;
+        assert_eq!(limit(Qos::Guaranteed, 100), None);
+        assert_eq!((limit(Qos::Burstable, 100), limit(Qos::BestEffort, 100)), (Some(900), Some(700)));
+        assert_eq!((limit(Qos::Burstable, 50), limit(Qos::BestEffort, 50)), (Some(950), Some(850)));
+        assert_eq!((limit(Qos::Burstable, 0), limit(Qos::BestEffort, 0)), (Some(1000), Some(1000)));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use quantity_text::QuantityText;
 pub use types::*;
 
 use defaults::legacy_defaults;
-use node::Node;
+use node::{Node, json};
 use schema::{Decode, Decoder};
 use std::path::Path;
 
@@ -52,6 +52,8 @@ pub struct Loaded {
     pub gates: FeatureGates,
     /// Who may use the HTTPS API, in effect.
     pub access: Access,
+    /// `cgroupDriver` was asked for: the runtime's has to be the same. Otherwise the runtime's is taken.
+    pub cgroup_driver_given: bool,
     /// What the user should know and need not stop for (deprecated flags, settings without effect), for the log.
     pub warnings: Vec<String>,
 }
@@ -119,6 +121,9 @@ pub fn load(args: impl IntoIterator<Item = String>) -> Result<Command, Vec<Confi
     }
 
     errors.extend(validate::validate(&config, &own, &gates));
+    let given =
+        |layer: Option<&Node>| layer.and_then(|l| l.get("cgroupDriver")).is_some_and(|v| json(v) != "");
+    let cgroup_driver_given = given(document.as_ref()) || given(parsed.config.as_ref());
     let (access, refused) = access::resolve(&config, &own, document.as_ref(), parsed.config.as_ref());
     if errors.is_empty() {
         errors.extend(supported::refuse(&config, &parsed.given));
@@ -130,7 +135,7 @@ pub fn load(args: impl IntoIterator<Item = String>) -> Result<Command, Vec<Confi
     let mut warnings: Vec<String> = parsed.given.iter().filter_map(|(f, _)| flags::deprecation(f)).collect();
     warnings.extend(supported::notices(&config, &parsed.given));
     warnings.extend(access.warning(&config));
-    Ok(Command::Run(Box::new(Loaded { flags: own, config, gates, access, warnings })))
+    Ok(Command::Run(Box::new(Loaded { flags: own, config, gates, access, cgroup_driver_given, warnings })))
 }
 
 /// The gates of the files with those of the flags over them.

@@ -92,7 +92,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("systemCgroups", NotYet("system processes are not moved into a cgroup yet")),
     ("cgroupRoot", Supported),
     ("cgroupsPerQOS", Supported),
-    ("cgroupDriver", NotYet("the systemd cgroup driver is not supported yet")),
+    ("cgroupDriver", Supported),
     ("singleProcessOOMKill", NotYet("memory.oom.group is not set yet")),
     ("cpuManagerPolicy", NotYet(CPU)),
     ("cpuManagerPolicyOptions", NotYet(CPU)),

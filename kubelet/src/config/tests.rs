@@ -127,7 +127,7 @@ fn asking_an_api_server_that_is_not_there_is_refused() {
 fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
     assert_eq!(
         Start::with(
-            "cgroupDriver: systemd\ncpuManagerPolicy: static\nmemorySwap: {swapBehavior: LimitedSwap}\n\
+            "cpuManagerPolicy: static\nmemorySwap: {swapBehavior: LimitedSwap}\n\
              shutdownGracePeriod: 30s\nfeatureGates: {MemoryQoS: true, WatchList: false}\n\
              evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}\n"
         )
@@ -135,7 +135,6 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
         .load()
         .unwrap_err(),
         [
-            "not supported yet: cgroupDriver (--cgroup-driver): \"systemd\": the systemd cgroup driver is not supported yet; only \"cgroupfs\" is accepted",
             "not supported yet: cpuManagerPolicy (--cpu-manager-policy): \"static\": CPUs are not assigned to containers yet; only \"none\" is accepted",
             "not supported yet: evictionSoft (--eviction-soft): {\"memory.available\":\"1Gi\"}: pods are not evicted yet; only nothing is accepted",
             "not supported yet: evictionSoftGracePeriod (--eviction-soft-grace-period): {\"memory.available\":\"1m\"}: pods are not evicted yet; only nothing is accepted",

@@ -180,7 +180,7 @@ impl Actor {
             if updated && self.phase <= Phase::Running && !self.seen.is_empty() {
                 acted_on = desired.pod.clone();
                 // A failure was told; the next start tries again.
-                let _ = self.steps.limit(&acted_on);
+                let _ = self.steps.limit(&acted_on).await;
                 self.steps.pod_changed(&acted_on);
             }
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.

@@ -252,29 +252,16 @@ impl Steps {
 
     /// What the runtime has removed must not go on in the pod's cgroup.
     async fn remove_leftover(&self, pod: &Pod, id: &str) -> Result<(), Failure> {
-        let (cgroups, uid, qos) =
-            (self.rooms.cgroups.clone(), self.pod.uid.clone(), translate::qos_class(pod));
-        let id = id.to_owned();
-        let removed = tokio::task::spawn_blocking(move || cgroups.remove_leftover(qos, &uid, &id)).await;
+        let qos = translate::qos_class(pod);
+        let removed = self.rooms.cgroups.remove_leftover(qos, &self.pod.uid, id).await;
         self.cgroup_gone(removed, "remove what is left of the container's cgroup")
     }
 
-    fn cgroup_gone(
-        &self,
-        removed: Result<Result<(), crate::cgroup::Error>, tokio::task::JoinError>,
-        what: &str,
-    ) -> Result<(), Failure> {
-        match removed {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                tracing::warn!(pod = %self.pod, %error, "cannot {what}");
-                Err(Failure::default())
-            }
-            Err(error) => {
-                tracing::error!(pod = %self.pod, %error, "panicked: {what}");
-                Err(Failure::default())
-            }
-        }
+    fn cgroup_gone(&self, removed: Result<(), crate::cgroup::Error>, what: &str) -> Result<(), Failure> {
+        removed.map_err(|error| {
+            tracing::warn!(pod = %self.pod, %error, "cannot {what}");
+            Failure::default()
+        })
     }
 
     /// What is not there any more is as wanted.
@@ -289,9 +276,7 @@ impl Steps {
     }
 
     pub async fn release_cgroup(&mut self, pod: &Pod) -> Result<(), Failure> {
-        let (cgroups, uid, qos) =
-            (self.rooms.cgroups.clone(), self.pod.uid.clone(), translate::qos_class(pod));
-        let removed = tokio::task::spawn_blocking(move || remove_cgroup(&cgroups, qos, &uid)).await;
+        let removed = remove_cgroup(&self.rooms.cgroups, translate::qos_class(pod), &self.pod.uid).await;
         self.cgroup_gone(removed, "remove the pod's cgroup")?;
         self.cgroup_made = false;
         self.limits = None;
@@ -336,13 +321,13 @@ fn remove_logs(root: &Path, links: &Path, uid: &PodUid) -> Result<(), log::LogPa
 }
 
 /// An orphan's QoS class is not known: its cgroup is looked for under each.
-fn remove_cgroup(
+async fn remove_cgroup(
     cgroups: &crate::cgroup::Cgroups,
     qos: Qos,
     uid: &PodUid,
 ) -> Result<(), crate::cgroup::Error> {
     for class in [qos, Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-        cgroups.remove_pod(class, uid)?;
+        cgroups.remove_pod(class, uid).await?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::{Pod, PodRef, PodUid, Qos};
-use crate::cgroup::{CgroupConfig, Cgroups, Driver};
+use crate::cgroup::{CgroupConfig, Cgroups, Driver, Places};
 use cri::v1;
 use futures::future::BoxFuture;
 use std::path::Path;
@@ -46,7 +46,8 @@ impl Tree {
             mount_table: self.dir.path().join("mountinfo"),
             cgroup_root: String::new(),
             per_qos: true,
-            driver: Driver::Cgroupfs,
+            driver: Some(Driver::Cgroupfs),
+            systemd: Places::host(),
         };
         Cgroups::detect(config).unwrap().lookup()
     }

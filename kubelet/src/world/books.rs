@@ -2,6 +2,7 @@
 
 use super::admit::{self, HostPort};
 use crate::api::{Pod, PodUid, Qos};
+use crate::cgroup::Requested;
 use crate::pod::translate;
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ pub struct Promised {
 #[derive(Clone, Debug)]
 struct Share {
     requests: [i64; 3],
-    burstable: bool,
+    qos: Qos,
     ports: Vec<HostPort>,
 }
 
@@ -32,9 +33,23 @@ impl Promised {
         self.pods.values().fold(0, |sum, s| sum.saturating_add(s.requests[at]))
     }
 
-    /// Milli-CPU requested by the pods of the Burstable class.
-    pub fn burstable_milli(&self) -> u64 {
-        self.pods.values().filter(|s| s.burstable).map(|s| s.requests[0].unsigned_abs()).sum()
+    /// What the QoS classes' cgroups are set by.
+    pub fn by_class(&self) -> Requested {
+        let mut sums = Requested::default();
+        for share in self.pods.values() {
+            let [cpu, memory, _] = share.requests;
+            match share.qos {
+                Qos::Burstable => {
+                    sums.burstable_milli = sums.burstable_milli.saturating_add(cpu.unsigned_abs());
+                    sums.burstable_memory = sums.burstable_memory.saturating_add(memory);
+                }
+                Qos::Guaranteed => {
+                    sums.guaranteed_memory = sums.guaranteed_memory.saturating_add(memory);
+                }
+                Qos::BestEffort => {}
+            }
+        }
+        sums
     }
 
     /// Another pod holds that port on an overlapping address.
@@ -55,8 +70,8 @@ impl Promised {
     /// Books what `pod` asks for, instead of what was booked for it before.
     pub fn promise(&mut self, uid: PodUid, pod: &Pod) {
         let requests = NAMES.map(|name| admit::requested(pod, name));
-        let burstable = translate::qos_class(pod) == Qos::Burstable;
-        self.pods.insert(uid, Share { requests, burstable, ports: admit::host_ports_of(pod).collect() });
+        let qos = translate::qos_class(pod);
+        self.pods.insert(uid, Share { requests, qos, ports: admit::host_ports_of(pod).collect() });
     }
 
     /// Gives back what a pod held.

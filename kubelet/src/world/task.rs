@@ -372,12 +372,10 @@ impl World {
         }
     }
 
-    /// The Burstable class as a whole has the CPU shares that its pods request.
+    /// The QoS classes as wholes have what their pods request.
     fn update_qos(&self) {
         self.count();
-        if let Err(error) = self.rooms.cgroups.update_qos(self.promised.burstable_milli()) {
-            tracing::warn!(%error, "cannot update the QoS cgroups");
-        }
+        self.rooms.cgroups.update_qos(self.promised.by_class());
     }
 }
 

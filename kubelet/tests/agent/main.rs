@@ -22,10 +22,12 @@
 //! | `hooks` | postStart and preStop |
 //! | `deadlines` | `activeDeadlineSeconds` |
 //! | `clock` | a wall clock that is set |
+//! | `cgroups` | cgroup drivers |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
+mod cgroups;
 mod clock;
 mod dead;
 mod deadlines;

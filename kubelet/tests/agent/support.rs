@@ -80,6 +80,7 @@ impl Node {
         let capabilities = client.connected().await;
         let agent =
             Agent::start(self.settings.clone(), client, &capabilities, Metrics::new(Path::new("/proc")))
+                .await
                 .unwrap();
         let events = agent.recorder.subscribe();
         Running { agent, events: Mutex::new(events), fake: self.fake.clone() }
@@ -203,12 +204,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             labels: NodeLabels::own("node", "node"),
         },
         cgroup: fake_cgroups(dir, false),
-        node_cgroup: NodeValues {
-            cpu_shares: Some(4096),
-            memory_limit: None,
-            pids_limit: None,
-            hugetlb: vec![],
-        },
+        node_cgroup: NodeValues { cpu_shares: Some(4096), ..NodeValues::default() },
         backoff_cap: backoff::DEFAULT_CAP,
         dead: DeadConfig::default(),
         clock,

@@ -119,7 +119,7 @@ impl Node {
                 cpu_shares: Some(2048),
                 memory_limit: Some(CAPACITY_MEMORY),
                 pids_limit: Some(32_768),
-                hugetlb: Vec::new(),
+                ..NodeValues::default()
             },
             backoff_cap: backoff::DEFAULT_CAP,
             dead: DeadConfig::default(),

@@ -76,7 +76,7 @@ pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
     let capabilities = client.connected().await;
     let mut settings = node.settings(Clock::steady(epoch))?;
     settings.prober = Some(Arc::new(Recorded::new(case, &fake)));
-    let agent = Agent::start(settings, client, &capabilities, Metrics::default())?;
+    let agent = Agent::start(settings, client, &capabilities, Metrics::default()).await?;
     let (statuses, events) = (agent.statuses.subscribe(), agent.recorder.subscribe());
     agent.sources.send(SourceEvent::Synced(Origin::Api)).await.context("the agent has ended")?;
     let mut director = Director {

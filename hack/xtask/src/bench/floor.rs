@@ -64,7 +64,7 @@ impl Floor {
     pub(super) async fn new(settings: &Settings, runtime: cri::Client) -> Result<Self> {
         let capabilities = runtime.connected().await;
         let cgroups = Cgroups::detect(settings.cgroup.clone())?;
-        cgroups.setup_node(&settings.node_cgroup)?;
+        cgroups.setup_node(&settings.node_cgroup).await?;
         let volumes = Volumes::new(VolumeConfig {
             root_dir: settings.root_dir.join("floor"),
             mount_table: settings.mount_table.clone(),
@@ -87,7 +87,7 @@ impl Floor {
         let (pod, _) = source::static_pod(&pod::manifest(name, stamps, containers), &path, pod::NODE)?;
         let (uid, qos) = (PodRef::of(&pod).uid, translate::qos_class(&pod));
         let values = translate::pod_cgroup_resources(&pod, &self.facts);
-        self.cgroups.create_pod(qos, &uid, &values)?;
+        self.cgroups.create_pod(qos, &uid, &values).await?;
         let dir = self.volumes.prepare_pod_dirs(&uid).map_err(|e| anyhow::anyhow!(e.message))?;
         let parent = self.cgroups.pod_parent(qos, &uid);
         let own = self.facts.resolv_conf.as_ref().map(std::fs::read_to_string).transpose()?;
@@ -188,7 +188,7 @@ impl Floor {
 
     /// Takes away what [`Floor::prepare`] made.
     async fn discard(&self, prepared: Prepared) -> Result<()> {
-        self.cgroups.remove_pod(prepared.qos, &prepared.uid)?;
+        self.cgroups.remove_pod(prepared.qos, &prepared.uid).await?;
         self.volumes.teardown(&prepared.uid).await?;
         std::fs::remove_dir_all(&prepared.sandbox.log_directory)?;
         Ok(())

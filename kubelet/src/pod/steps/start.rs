@@ -21,16 +21,19 @@ use std::sync::Arc;
 
 impl Steps {
     /// The pod's cgroup, with the limits of the pod as it is now; gives the limit of its memory.
-    pub fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
+    pub async fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
         let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
         let memory_limit = values.memory_limit;
-        if self.limits.as_ref() == Some(&values) {
-            return Ok(memory_limit);
-        }
-        self.cgroup_made = true;
-        let began = tokio::time::Instant::now();
-        let made = self.rooms.cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values);
-        trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
+        let cgroups = &self.rooms.cgroups;
+        let made = if self.limits.as_ref() == Some(&values) {
+            cgroups.check_runtime()
+        } else {
+            self.cgroup_made = true;
+            let began = tokio::time::Instant::now();
+            let made = cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values).await;
+            trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
+            made
+        };
         if let Err(error) = made {
             let message = format!("unable to ensure pod container exists: {error}");
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
@@ -42,7 +45,7 @@ impl Steps {
 
     /// Directories, cgroup and volumes: what must be there before anything of the pod runs.
     async fn prepare(&mut self, pod: &Pod) -> Result<(), Failure> {
-        let memory_limit = self.limit(pod)?;
+        let memory_limit = self.limit(pod).await?;
         let volumes = api::spec(pod).volumes.as_deref().unwrap_or_default();
         if self.mounted.is_some() && self.mounted_for == volumes {
             return Ok(());

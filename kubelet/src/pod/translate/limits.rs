@@ -72,6 +72,7 @@ pub fn pod_cgroup_resources(pod: &Pod, facts: &NodeFacts) -> PodValues {
             .into_iter()
             .map(|(size, bytes)| HugetlbLimit { page_size: hugepage_name(size), bytes })
             .collect(),
+        ..PodValues::default()
     }
 }
 

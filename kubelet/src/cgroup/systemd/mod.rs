@@ -1,0 +1,208 @@
+//! Slices made and removed through systemd's D-Bus interface, for `cgroupDriver: systemd`.
+//!
+//! [`Cgroups`](super::Cgroups) alone calls it. Every operation may be repeated: a unit that is there gets its values
+//! again, one that is gone is as wanted. The connection is made when it is first needed, over the system bus or, where
+//! there is none, with the manager itself; one that broke is replaced and what it was asked for is asked again. It must
+//! never start another program, and never touch a unit it was not named.
+
+#[cfg(test)]
+mod fake;
+mod link;
+pub mod properties;
+#[cfg(test)]
+mod tests;
+
+use super::Error;
+use link::{Link, Removed};
+use properties::Property;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use zbus::zvariant::{OwnedObjectPath, Value};
+
+/// A slice is started in milliseconds; it is stopped once all in it is.
+const JOB: Duration = Duration::from_secs(30);
+/// What goes on in a unit when a job for it is asked for gives way.
+const REPLACE: &str = "replace";
+
+/// Where systemd's manager answers.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The address of the system bus.
+    pub bus: String,
+    /// The manager's own socket.
+    pub private: PathBuf,
+}
+
+impl Places {
+    /// The machine's own, but for `DBUS_SYSTEM_BUS_ADDRESS`.
+    pub fn host() -> Self {
+        let bus = std::env::var("DBUS_SYSTEM_BUS_ADDRESS");
+        Self {
+            bus: bus.unwrap_or_else(|_| "unix:path=/run/dbus/system_bus_socket".to_owned()),
+            private: "/run/systemd/private".into(),
+        }
+    }
+}
+
+/// The handle.
+#[derive(Debug)]
+pub struct Systemd {
+    places: Places,
+    link: Mutex<Option<Arc<Link>>>,
+}
+
+/// How an attempt failed.
+enum Failed {
+    /// The connection, perhaps: worth another.
+    Link(zbus::Error),
+    /// systemd refused: the name of its error and the message.
+    Refused(String, String),
+    /// The job ended otherwise than wanted.
+    Job(String),
+}
+
+impl From<zbus::Error> for Failed {
+    fn from(error: zbus::Error) -> Self {
+        /// What a bus answers when the manager is not there.
+        const NO_PEER: [&str; 4] = ["NameHasNoOwner", "ServiceUnknown", "NoReply", "Disconnected"];
+        match &error {
+            zbus::Error::MethodError(name, text, _) => {
+                let name = name.as_str().rsplit('.').next().unwrap_or_default().to_owned();
+                if NO_PEER.contains(&name.as_str()) {
+                    return Self::Link(error);
+                }
+                Self::Refused(name, text.clone().unwrap_or_default())
+            }
+            _ => Self::Link(error),
+        }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Link(error) => write!(f, "D-Bus: {error}"),
+            Self::Refused(name, text) => write!(f, "{name}: {text}"),
+            Self::Job(how) => write!(f, "its job ended with {how:?}"),
+        }
+    }
+}
+
+impl Systemd {
+    /// Connects later.
+    pub fn new(places: Places) -> Self {
+        Self { places, link: Mutex::default() }
+    }
+
+    /// The slice `unit` is active and has `values`. `there` tells whether its cgroup is, which one that somebody
+    /// defined before need not have been.
+    pub async fn ensure(
+        &self,
+        unit: &str,
+        values: &[Property],
+        there: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<(), Error> {
+        let mut result = self.start(unit, values, there).await;
+        if self.lost(&result) {
+            result = self.start(unit, values, there).await;
+        }
+        result.map_err(|cause| error("start", unit, &cause))
+    }
+
+    async fn start(
+        &self,
+        unit: &str,
+        values: &[Property],
+        there: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<(), Failed> {
+        let link = self.link().await?;
+        let ends = link.ends_of(unit);
+        let of_slice = properties::of_slice(unit);
+        let all: Vec<(&str, &Value<'_>)> = of_slice.iter().chain(values).map(|(n, v)| (*n, v)).collect();
+        let no_others: Vec<(&str, Vec<(&str, &Value<'_>)>)> = Vec::new();
+        match link.call("StartTransientUnit", &(unit, REPLACE, &all, &no_others)).await.map_err(Failed::from)
+        {
+            Ok(job) => ended(ends, &job.body().deserialize()?).await,
+            Err(Failed::Refused(name, _)) if name == "UnitExists" => {
+                let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
+                link.call("SetUnitProperties", &(unit, true, &own)).await?;
+                if there() {
+                    return Ok(());
+                }
+                let job = link.call("StartUnit", &(unit, REPLACE)).await?;
+                ended(ends, &job.body().deserialize()?).await
+            }
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// The unit, and what is in it, is gone.
+    pub async fn stop(&self, unit: &str) -> Result<(), Error> {
+        let mut result = self.stop_once(unit).await;
+        if self.lost(&result) {
+            result = self.stop_once(unit).await;
+        }
+        result.map_err(|cause| error("stop", unit, &cause))
+    }
+
+    async fn stop_once(&self, unit: &str) -> Result<(), Failed> {
+        let link = self.link().await?;
+        let ends = link.ends_of(unit);
+        match link.call("StopUnit", &(unit, REPLACE)).await.map_err(Failed::from) {
+            Ok(job) => ended(ends, &job.body().deserialize()?).await,
+            Err(Failed::Refused(name, _)) if name == "NoSuchUnit" => Ok(()),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Whether the connection failed; it is not used again.
+    fn lost(&self, result: &Result<(), Failed>) -> bool {
+        let lost = matches!(result, Err(Failed::Link(_)));
+        if lost {
+            self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        lost
+    }
+
+    /// The connection, made anew where there is none that can be used.
+    async fn link(&self) -> Result<Arc<Link>, Failed> {
+        let usable = |link: &Option<Arc<Link>>| link.clone().filter(|l| !l.is_closed());
+        if let Some(link) = usable(&self.link.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(link);
+        }
+        let fresh = match Link::over_bus(&self.places.bus).await {
+            Ok(link) => link,
+            Err(error) => match Link::directly(&self.places.private).await {
+                Ok(link) => link,
+                // The bus is what the node's owner can do something about.
+                Err(_) => return Err(Failed::Link(error)),
+            },
+        };
+        let mut kept = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another may have been quicker: jobs go over one connection.
+        Ok(usable(&kept).unwrap_or_else(|| kept.insert(Arc::new(fresh)).clone()))
+    }
+}
+
+fn error(what: &'static str, unit: &str, cause: &Failed) -> Error {
+    Error::Systemd { what, unit: unit.to_owned(), cause: cause.to_string() }
+}
+
+/// Waits for the end of `job`.
+async fn ended(mut ends: mpsc::UnboundedReceiver<Removed>, job: &OwnedObjectPath) -> Result<(), Failed> {
+    let wait = async {
+        while let Some((which, how)) = ends.recv().await {
+            if which == *job {
+                return if how == "done" { Ok(()) } else { Err(Failed::Job(how)) };
+            }
+        }
+        // Whether it was done the next attempt finds out.
+        Err(Failed::Link(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()))
+    };
+    match tokio::time::timeout(JOB, wait).await {
+        Ok(result) => result,
+        Err(_) => Err(Failed::Job(format!("nothing within {} s", JOB.as_secs()))),
+    }
+}
