@@ -158,6 +158,7 @@ fn server_config(loaded: &Loaded, settings: &Settings) -> anyhow::Result<ServerC
             system_logs: config.enable_system_log_handler,
             profiling: config.enable_profiling_handler,
             debug_flags: config.enable_debug_flags_handler,
+            checkpoints: loaded.gates.enabled("ContainerCheckpoint"),
         }),
         _ => None,
     };
@@ -206,6 +207,7 @@ fn operation(call: &'static str) -> &'static str {
         "ContainerStatus" => "container_status",
         "ListContainers" => "list_containers",
         "ReopenContainerLog" => "reopen_container_log",
+        "CheckpointContainer" => "checkpoint_container",
         "ExecSync" => "exec_sync",
         "ImageStatus" => "image_status",
         "ListImages" => "list_images",

@@ -2,13 +2,15 @@
 
 use crate::api::{Pod, PodRef};
 use crate::assemble::{Agent, Settings};
+use crate::clock::Clock;
 use crate::config::Loaded;
-use crate::pleg::observed::{Observed, labels};
+use crate::pleg::observed::{Observed, State, labels};
 use crate::server::{LogLookupError, LogTarget, NodeView, log_container};
 use crate::stats::Stats;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,6 +26,9 @@ const RUNTIME_AWAY: Duration = Duration::from_secs(30);
 pub struct View {
     configz: serde_json::Value,
     runtime: cri::Client,
+    /// `<root-dir>/checkpoints`
+    checkpoints: PathBuf,
+    clock: Clock,
     agent: OnceLock<Agent>,
 }
 
@@ -39,7 +44,8 @@ impl View {
             map.insert("tlsCertFile".to_owned(), file("kubelet.crt"));
             map.insert("tlsPrivateKeyFile".to_owned(), file("kubelet.key"));
         }
-        Self { configz, runtime, agent: OnceLock::new() }
+        let checkpoints = settings.root_dir.join("checkpoints");
+        Self { configz, runtime, checkpoints, clock: settings.clock, agent: OnceLock::new() }
     }
 
     /// From now on the view is `agent`'s. Called once.
@@ -76,6 +82,41 @@ impl NodeView for View {
         let seen = agent.pleg.seen(&PodRef::of(&found).uid).ok_or_else(missing)?;
         let path = seen.borrow().containers.iter().find(|c| c.id == id).map(|c| PathBuf::from(&c.log_path));
         Ok(LogTarget { path: path.ok_or_else(missing)?, running: running(seen, id) })
+    }
+
+    fn pod(&self, namespace: &str, pod: &str) -> Option<Arc<Pod>> {
+        self.agent.get()?.pod(namespace, pod)
+    }
+
+    fn checkpoint(
+        &self,
+        pod: &Pod,
+        container: &str,
+        timeout: i64,
+    ) -> BoxFuture<'static, Result<PathBuf, String>> {
+        let of = PodRef::of(pod);
+        let seen = self.agent.get().and_then(|agent| agent.pleg.seen(&of.uid));
+        let id = seen.and_then(|seen| {
+            let seen = seen.borrow();
+            seen.latest(container).filter(|c| c.state == State::Running).map(|c| c.id.clone())
+        });
+        let Some(id) = id else {
+            let missing = format!("container {container} not found");
+            return Box::pin(async { Err(missing) });
+        };
+        let name =
+            format!("checkpoint-{}_{}-{container}-{}.tar", of.name, of.namespace, self.clock.seconds());
+        let (runtime, dir) = (self.runtime.clone(), self.checkpoints.clone());
+        // A task: a client that goes away leaves no call half-way.
+        let work = tokio::spawn(async move {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(|e| format!("mkdir {}: {e}", dir.display()))?;
+            let place = dir.join(name);
+            let done = runtime.checkpoint_container(&id, &place.to_string_lossy(), timeout).await;
+            tracing::info!(pod = %of, container = id, place = %place.display(), ok = done.is_ok(), "checkpoint");
+            done.map(|()| place).map_err(|e| e.rpc_text())
+        });
+        Box::pin(async move { work.await.unwrap_or_else(|e| Err(e.to_string())) })
     }
 
     fn healthy(&self) -> Result<(), String> {

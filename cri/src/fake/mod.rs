@@ -3,8 +3,8 @@
 //! [`FakeRuntime`] keeps sandboxes, containers and images by containerd's rules, serves them over a real unix socket
 //! ([`FakeRuntime::serve`]) or in memory ([`FakeRuntime::connector`]), records every call, and commits the faults it is
 //! ordered to. It uses tokio's clock only, so tests may pause it; with a paused clock use the in-memory connection, for
-//! a clock that advances by itself does not wait for sockets. No process runs and no network exists; only log files are
-//! written, and only when asked for.
+//! a clock that advances by itself does not wait for sockets. No process runs and no network exists; only log files and
+//! checkpoints are written, and only when asked for.
 //!
 //! ```
 //! use cri::fake::{FakeRuntime, Fault, Script};

@@ -60,7 +60,7 @@ pub(super) const GATES: &[Gate] = &[
     gate("ConcurrentWatchObjectDecode", false, Beta, Elsewhere),
     gate("ConsistentListFromCache", true, Locked, Fixed),
     gate("ConstrainedImpersonation", true, Beta, Elsewhere),
-    gate("ContainerCheckpoint", true, Beta, Fixed),
+    gate("ContainerCheckpoint", true, Beta, Switch),
     gate("ContainerRestartRules", true, Beta, Fixed),
     gate("ContainerStopSignals", false, Alpha, Switch),
     gate("ContextualLogging", true, Beta, Switch),

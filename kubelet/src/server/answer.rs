@@ -4,7 +4,7 @@ use super::auth::{Door, Peer};
 use super::body::Body;
 use super::query::Query;
 use super::route::{self, Endpoint, Site, Way};
-use super::{NodeView, health, logs, pods};
+use super::{NodeView, checkpoint, health, logs, pods};
 use crate::metrics::{self, Metrics};
 use crate::stats::{Stats, Summary};
 use bytes::Bytes;
@@ -104,6 +104,12 @@ impl Answerer {
             }
             Endpoint::ContainerLogs { namespace, pod, container } => {
                 self.logs.serve(&*self.node, [&namespace, &pod, &container], query).await
+            }
+            Endpoint::Checkpoint { namespace, pod, container } => {
+                match checkpoint::take(&*self.node, [&namespace, &pod, &container], query).await {
+                    Ok(items) => json(Body::whole(items)),
+                    Err((status, why)) => plain(status, why),
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ mod answer;
 mod auth;
 mod body;
 mod cert;
+mod checkpoint;
 mod health;
 mod idle;
 mod logs;
@@ -58,6 +59,17 @@ pub trait NodeView: Send + Sync + 'static {
         container: &str,
         previous: bool,
     ) -> Result<LogTarget, LogLookupError>;
+    /// The pod of that namespace and name.
+    fn pod(&self, namespace: &str, pod: &str) -> Option<Arc<Pod>>;
+    /// Has the runtime write a checkpoint of a running container of `pod` to an archive, within `timeout` seconds (zero:
+    /// the runtime's own); answers where it is. Goes on when nobody waits for it any more. An error's text is given to the
+    /// client.
+    fn checkpoint(
+        &self,
+        pod: &Pod,
+        container: &str,
+        timeout: i64,
+    ) -> BoxFuture<'static, Result<PathBuf, String>>;
     /// Whether the agent's loops make progress: `/healthz` and `/healthz/syncloop`.
     fn healthy(&self) -> Result<(), String>;
     /// What the node and its pods use; `None` until the agent has started.
@@ -104,6 +116,8 @@ pub struct SecureConfig {
     pub profiling: bool,
     /// `enableDebugFlagsHandler`
     pub debug_flags: bool,
+    /// The feature gate `ContainerCheckpoint`.
+    pub checkpoints: bool,
 }
 
 /// Where the serving certificate comes from.

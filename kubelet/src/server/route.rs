@@ -28,6 +28,8 @@ pub struct Switches {
     pub profiling: bool,
     /// `enableDebugFlagsHandler`
     pub debug_flags: bool,
+    /// The feature gate `ContainerCheckpoint`
+    pub checkpoints: bool,
 }
 
 /// What is served.
@@ -57,6 +59,15 @@ pub enum Endpoint {
     Configz,
     /// `/containerLogs/NAMESPACE/POD/CONTAINER`
     ContainerLogs {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+    },
+    /// `/checkpoint/NAMESPACE/POD/CONTAINER`
+    Checkpoint {
         /// The pod's namespace.
         namespace: String,
         /// The pod's name.
@@ -136,9 +147,10 @@ pub fn way(site: Site, method: &Method, path: &str, query: Option<&str>) -> Opti
             let bare = path.as_str() == *tree;
             return Some(if bare { redirect(&(path + "/")) } else { Way::Disabled(DEBUG_DISABLED) });
         }
-        if under(&path, "/checkpoint").is_some() {
-            return Some(Way::Unknown);
-        }
+    }
+    let checkpoints = matches!(site, Site::Secure(Switches { debugging: true, checkpoints: true, .. }));
+    if !checkpoints && under(&path, "/checkpoint").is_some() {
+        return Some(Way::Unknown);
     }
     for tree in TREES.iter().chain(&SERVICES) {
         match under(&path, tree) {
@@ -238,7 +250,10 @@ fn inside(site: Site, method: &Method, tree: &str, rest: &str) -> Way {
         }
         ("/portForward", [_, _] | [_, _, _]) => (GET_POST, Way::Missing("port forwarding (/portForward)")),
         ("/run", [_, _, _] | [_, _, _, _]) => (POST, Way::Missing("running a command in a container (/run)")),
-        ("/checkpoint", [_, _, _]) => (POST, Way::Missing("container checkpoints (/checkpoint)")),
+        ("/checkpoint", [namespace, pod, container]) => {
+            let [namespace, pod, container] = [namespace, pod, container].map(|s| (*s).to_string());
+            (POST, Way::To(Endpoint::Checkpoint { namespace, pod, container }))
+        }
         _ => return Way::Nothing,
     };
     if methods.split(", ").any(|m| m == method.as_str()) { way } else { Way::Method(methods) }
@@ -273,7 +288,13 @@ fn clean(path: &str) -> String {
 mod tests {
     use super::*;
 
-    const ON: Switches = Switches { debugging: true, system_logs: true, profiling: true, debug_flags: true };
+    const ON: Switches = Switches {
+        debugging: true,
+        system_logs: true,
+        profiling: true,
+        debug_flags: true,
+        checkpoints: true,
+    };
 
     fn go(site: Site, method: &str, path: &str) -> Way {
         way(site, &method.parse().unwrap(), path, None).unwrap()
@@ -327,6 +348,7 @@ mod tests {
             assert_eq!(go(none, "GET", path), Way::Unknown, "{path}");
         }
         assert_eq!(go(none, "GET", "/pods"), Way::To(Endpoint::Pods));
+        assert_eq!(go(off(|s| s.checkpoints = false), "POST", "/checkpoint/a/b/c"), Way::Unknown);
         assert_eq!(
             go(off(|s| s.system_logs = false), "GET", "/logs/x"),
             Way::Disabled("logs endpoint is disabled.")

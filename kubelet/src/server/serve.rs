@@ -118,6 +118,7 @@ impl Server {
                 system_logs: config.system_logs,
                 profiling: config.profiling,
                 debug_flags: config.debug_flags,
+                checkpoints: config.checkpoints,
             };
             let (reload, first) = tokio::task::spawn_blocking(move || Reload::start(config))
                 .await

@@ -23,11 +23,14 @@
 //! | `deadlines` | `activeDeadlineSeconds` |
 //! | `clock` | a wall clock that is set |
 //! | `cgroups` | cgroup drivers |
+//! | `network` | a runtime without a network for pods |
+//! | `checkpoints` | archives of containers |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
 mod cgroups;
+mod checkpoints;
 mod clock;
 mod dead;
 mod deadlines;
@@ -38,6 +41,7 @@ mod lifecycle;
 mod logs;
 mod manifests;
 mod metrics;
+mod network;
 mod objects;
 mod probes;
 mod restarts;

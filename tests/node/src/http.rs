@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// No single answer takes so long.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,7 +36,7 @@ pub struct Answer {
 pub async fn get(port: u16, path: &str) -> Result<Answer> {
     let work = async {
         let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
-        whole(ask(tcp, path).await?).await
+        whole(ask(tcp, Method::GET, path).await?).await
     };
     tokio::time::timeout(LIMIT, work).await.context("no whole answer in time")?
 }
@@ -46,8 +47,18 @@ pub async fn get_tls(port: u16, cert_dir: &Path, name: &str, path: &str) -> Resu
     tokio::time::timeout(LIMIT, work).await.context("no whole answer in time")?
 }
 
+/// POST without a body, as [`get_tls`].
+pub async fn post_tls(port: u16, cert_dir: &Path, name: &str, path: &str) -> Result<Answer> {
+    let work = async { whole(ask(connect(port, cert_dir, name).await?, Method::POST, path).await?).await };
+    tokio::time::timeout(LIMIT, work).await.context("no whole answer in time")?
+}
+
 /// As [`get_tls`], for a body that is read as it comes.
 pub async fn open_tls(port: u16, cert_dir: &Path, name: &str, path: &str) -> Result<Response<Incoming>> {
+    ask(connect(port, cert_dir, name).await?, Method::GET, path).await
+}
+
+async fn connect(port: u16, cert_dir: &Path, name: &str) -> Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_file_iter(cert_dir.join("kubelet.crt"))? {
         roots.add(cert?)?;
@@ -58,9 +69,7 @@ pub async fn open_tls(port: u16, cert_dir: &Path, name: &str, path: &str) -> Res
         .with_root_certificates(roots)
         .with_no_client_auth();
     let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
-    let tls =
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned())?, tcp).await?;
-    ask(tls, path).await
+    Ok(TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned())?, tcp).await?)
 }
 
 /// The next piece of a body as text; `None` at its end.
@@ -75,12 +84,14 @@ pub async fn piece(answer: &mut Response<Incoming>) -> Option<String> {
 
 async fn ask(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
     path: &str,
 ) -> Result<Response<Incoming>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
     // It ends with the answer's body.
     tokio::spawn(connection);
-    let request = Request::get(path).header("Host", "localhost").body(Empty::<Bytes>::new())?;
+    let request =
+        Request::builder().method(method).uri(path).header("Host", "localhost").body(Empty::<Bytes>::new())?;
     Ok(sender.send_request(request).await?)
 }
 

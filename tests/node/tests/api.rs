@@ -113,3 +113,34 @@ async fn health_pods_metrics_and_configuration_are_served() {
     assert_eq!(node.https("/nowhere").await.status, 404);
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_checkpoint_is_what_the_runtime_makes_of_it_and_costs_the_container_nothing() {
+    let Some(mut node) = Node::start().await else { return };
+    node.put("kept", pod("kept", [sh("c", FOREVER)]));
+    let before = node.wait_ready("kept").await;
+    let ask = async |path: String| {
+        http::post_tls(node.port, &node.dir.join("pki"), &node.name, &path).await.unwrap()
+    };
+    let name = node.full("kept");
+    let answer = ask(format!("/checkpoint/default/{name}/c?timeout=20")).await;
+    if answer.status == 200 {
+        let items: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        let archive = items["items"][0].as_str().unwrap();
+        assert!(std::fs::metadata(archive).unwrap().len() > 0, "{archive}");
+    } else {
+        // Without criu, or before containerd 2.
+        let failed = format!("checkpointing of default/{name}/c failed (rpc error: code = ");
+        assert!(answer.status == 500 && answer.body.starts_with(&failed), "{answer:?}");
+    }
+    let unknown = ask(format!("/checkpoint/default/{name}/other")).await;
+    assert_eq!((unknown.status, unknown.body.as_str()), (404, "container other does not exist"));
+    let unknown = ask("/checkpoint/default/nobody/c".to_owned()).await;
+    assert_eq!((unknown.status, unknown.body.as_str()), (404, "pod does not exist"));
+    let after = node.wait_ready("kept").await;
+    assert_eq!(
+        status::container(&before, "c").unwrap().container_id,
+        status::container(&after, "c").unwrap().container_id
+    );
+    node.finish().await;
+}

@@ -32,7 +32,13 @@ async fn later(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>
 async fn a_request_that_crosses_the_farewell_is_served_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let node = Arc::new(Fake::new(dir.path()));
-    let switches = Switches { debugging: true, system_logs: true, profiling: true, debug_flags: true };
+    let switches = Switches {
+        debugging: true,
+        system_logs: true,
+        profiling: true,
+        debug_flags: true,
+        checkpoints: true,
+    };
     let answerer = Answerer {
         site: Site::Secure(switches),
         door: watch::channel(Door { anonymous: true, ca: None }).1,

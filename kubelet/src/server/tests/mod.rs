@@ -26,6 +26,7 @@ fn config(dir: &Path) -> ServerConfig {
             system_logs: true,
             profiling: true,
             debug_flags: true,
+            checkpoints: true,
         }),
         healthz: Some(any),
         read_only: Some(any),

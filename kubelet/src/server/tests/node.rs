@@ -17,6 +17,8 @@ pub struct Fake {
     pub running: watch::Sender<bool>,
     pub log: PathBuf,
     stats: Stats,
+    /// What checkpoints were asked for: container and timeout.
+    pub checkpoints: Mutex<Vec<(String, i64)>>,
 }
 
 impl Fake {
@@ -41,6 +43,7 @@ impl Fake {
             running: watch::Sender::new(true),
             log,
             stats: stats::tests::room(&stats::tests::Tree::new(false), &Default::default(), false),
+            checkpoints: Mutex::default(),
         }
     }
 
@@ -71,14 +74,32 @@ impl NodeView for Fake {
         container: &str,
         previous: bool,
     ) -> Result<LogTarget, LogLookupError> {
-        let pods = self.pods();
-        let found = pods.iter().find(|p| {
-            p.metadata.namespace.as_deref() == Some(namespace) && p.metadata.name.as_deref() == Some(pod)
-        });
-        let found = found.ok_or_else(|| LogLookupError::NoPod { pod: pod.into() })?;
-        let id = log_container(found, container, previous)?;
+        let found = self.pod(namespace, pod).ok_or_else(|| LogLookupError::NoPod { pod: pod.into() })?;
+        let id = log_container(&found, container, previous)?;
         let path = self.log.with_file_name(format!("{id}.log"));
         Ok(LogTarget { path, running: self.running.subscribe() })
+    }
+    fn pod(&self, namespace: &str, pod: &str) -> Option<Arc<Pod>> {
+        let is = |p: &&Arc<Pod>| {
+            p.metadata.namespace.as_deref() == Some(namespace) && p.metadata.name.as_deref() == Some(pod)
+        };
+        self.pods().iter().find(is).cloned()
+    }
+    fn checkpoint(
+        &self,
+        _: &Pod,
+        container: &str,
+        timeout: i64,
+    ) -> BoxFuture<'static, Result<PathBuf, String>> {
+        self.checkpoints.lock().unwrap().push((container.to_owned(), timeout));
+        let done = match container {
+            "c2" => Ok("/var/lib/kubelet/checkpoints/checkpoint.tar".into()),
+            // As it was recorded.
+            _ => Err("rpc error: code = Unknown desc = CRIU binary not found or too old (<31600). Failed to checkpoint container \
+                      \"HEX64\": failed to check for criu version: exec: \"criu\": executable file not found in $PATH"
+                .to_owned()),
+        };
+        async { done }.boxed()
     }
     fn healthy(&self) -> Result<(), String> {
         self.health.lock().unwrap().clone()

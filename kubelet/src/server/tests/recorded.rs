@@ -17,13 +17,12 @@ fn golden(file: &str) -> Option<Value> {
 }
 
 /// What upstream serves and this agent answers 501: kept here so that serving one of them, or losing one, is noticed.
-const MISSING: [&str; 7] = [
+const MISSING: [&str; 6] = [
     "GET /logs/",
     "GET /flagz",
     "GET /statusz",
     "PUT /debug/flags/v",
     "POST /run/",
-    "POST /checkpoint/",
     "GET /debug/pprof/",
 ];
 /// The same, for every method.
@@ -199,4 +198,20 @@ async fn an_unhealthy_loop_shows_on_10250_and_not_on_10248() {
     let mut health = Client::plain(running.handle.healthz.unwrap()).await;
     assert_eq!(health.get("/healthz").await.status, 200);
     assert_eq!(health.get("/healthz?verbose").await.body, "[+]ping ok\nhealthz check passed\n");
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_answered_with_its_place_and_takes_the_last_timeout() {
+    let running = Running::new().await;
+    let mut client = running.secure().await;
+    let taken = client.ask("POST", "/checkpoint/demo/facts-a/c2").await;
+    assert_eq!((taken.status, taken.header("content-type")), (200, Some("application/json")));
+    assert_eq!(taken.body, "{\"items\":[\"/var/lib/kubelet/checkpoints/checkpoint.tar\"]}");
+    client.ask("POST", "/checkpoint/demo/facts-a/c2?timeout=5&timeout=-7").await;
+    let bad = client.ask("POST", "/checkpoint/demo/facts-a/c2?timeout=soon").await;
+    assert_eq!((bad.status, bad.body.as_str()), (404, "cannot parse value of timeout parameter"));
+    assert_eq!(*running.node.checkpoints.lock().unwrap(), [("c2".to_owned(), 0), ("c2".to_owned(), -7)]);
+    let off = Running::with(|c| c.secure.as_mut().unwrap().checkpoints = false).await;
+    let unknown = off.secure().await.ask("POST", "/checkpoint/demo/facts-a/c2").await;
+    assert_eq!((unknown.status, unknown.body.as_str()), (404, "404 page not found\n"));
 }
