@@ -58,6 +58,17 @@ pub fn duration(d: Duration) -> String {
     }
 }
 
+/// Several errors in one text, as an aggregate prints them: each once, one alone as it is, several as `[a, b]`.
+pub fn aggregate(errors: impl IntoIterator<Item = impl Into<String>>) -> String {
+    let mut distinct: Vec<String> = Vec::new();
+    for error in errors.into_iter().map(Into::into) {
+        if !distinct.contains(&error) {
+            distinct.push(error);
+        }
+    }
+    if distinct.len() == 1 { distinct.remove(0) } else { format!("[{}]", distinct.join(", ")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +102,18 @@ mod tests {
             (3_600_000, "1h0m0s"),
         ] {
             assert_eq!(duration(Duration::from_millis(ms)), want);
+        }
+    }
+
+    #[test]
+    fn an_aggregate_tells_each_error_once() {
+        for (errors, want) in [
+            (&["a"][..], "a"),
+            (&["a", "a"], "a"),
+            (&["a", "b", "a", "c"], "[a, b, c]"),
+            (&["[a, b]"], "[a, b]"),
+        ] {
+            assert_eq!(aggregate(errors.iter().copied()), want);
         }
     }
 }

@@ -44,6 +44,7 @@ use gc::Gc;
 use hold::{Hold, Holds};
 use pull::Pulls;
 use record::{Records, Verdict};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -412,6 +413,11 @@ fn found_image(image: Image, asked: String) -> Found {
         username: (!image.username.is_empty()).then_some(image.username),
     };
     Found { id: image.id, user, names }
+}
+
+/// SHA-256 of `text` in hexadecimal.
+fn sha256_hex(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 fn bool_label(b: bool) -> &'static str {

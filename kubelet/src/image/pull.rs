@@ -7,6 +7,7 @@
 use super::credential::{Source, Tracked};
 use super::record::Records;
 use super::runtime::ImageRuntime;
+use crate::gotext;
 use crate::trace;
 use cri::v1::{ImageSpec, PodSandboxConfig};
 use futures::FutureExt;
@@ -170,19 +171,10 @@ impl Pulls {
             let auth = tracked.map(|t| t.credential.auth());
             match self.runtime.pull_image(image.clone(), auth, sandbox.clone()).await {
                 Ok(image_ref) => return Ok((Pulled { image_ref, took: start.elapsed() }, tracked)),
-                Err(e) if !failures.contains(&e.message) => failures.push(e.message),
-                Err(_) => {}
+                Err(e) => failures.push(e.message),
             }
         }
-        Err(together(failures))
-    }
-}
-
-/// Several failures in one text, as upstream joins them.
-fn together(mut failures: Vec<String>) -> String {
-    match failures.len() {
-        1 => failures.remove(0),
-        _ => format!("[{}]", failures.join(", ")),
+        Err(gotext::aggregate(failures))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the room needs of a runtime: look, pull, list, remove. Implemented by `cri::Client` and by the tests' runtime.
 
 use super::gc::policy::Usage;
-use cri::v1::{AuthConfig, Image, ImageSpec, PodSandboxConfig};
+use cri::v1::{AuthConfig, Image, ImageFsInfoResponse, ImageSpec, PodSandboxConfig};
 use futures::future::BoxFuture;
 use std::collections::HashSet;
 use std::fmt;
@@ -94,9 +94,7 @@ async fn image_fs(client: &cri::Client) -> cri::Result<Usage> {
         code: cri::Code::Unknown,
         message,
     };
-    let info = client.image_fs_info().await?;
-    let mountpoint = info.image_filesystems.into_iter().find_map(|fs| fs.fs_id).map(|id| id.mountpoint);
-    let Some(mountpoint) = mountpoint.filter(|m| !m.is_empty()) else {
+    let Some(mountpoint) = place_of_images(client.image_fs_info().await?) else {
         return Err(failed("", "the runtime tells no image filesystem".to_owned()));
     };
     let path = mountpoint.clone();
@@ -109,4 +107,55 @@ async fn image_fs(client: &cri::Client) -> cri::Result<Usage> {
     };
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Usage { capacity: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
+}
+
+/// Where images lie. The filesystem of writable layers, where that is another (KEP-4191), has no part in it: no image that
+/// goes makes room there. Of several the first counts, as upstream.
+fn place_of_images(info: ImageFsInfoResponse) -> Option<String> {
+    let places = info.image_filesystems.into_iter().filter_map(|fs| fs.fs_id).map(|id| id.mountpoint);
+    places.into_iter().find(|place| !place.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cri::v1::{FilesystemIdentifier, FilesystemUsage};
+
+    fn at(places: &[&str]) -> Vec<FilesystemUsage> {
+        let of = |place: &&str| {
+            let fs_id = Some(FilesystemIdentifier { mountpoint: (*place).to_owned() });
+            FilesystemUsage { fs_id, ..FilesystemUsage::default() }
+        };
+        places.iter().map(of).collect()
+    }
+
+    #[test]
+    fn images_lie_where_they_are_said_to_lie_and_not_where_writable_layers_do() {
+        for (images, containers, want) in [
+            (&["/images"][..], &[][..], Some("/images")),
+            (&["/images"], &["/layers"], Some("/images")),
+            (&["", "/images", "/more"], &["/layers"], Some("/images")),
+            (&[], &["/layers"], None),
+            (&[], &[], None),
+        ] {
+            let info =
+                ImageFsInfoResponse { image_filesystems: at(images), container_filesystems: at(containers) };
+            assert_eq!(place_of_images(info).as_deref(), want, "{images:?} {containers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn how_full_the_filesystem_of_images_is_decides_and_not_that_of_layers() {
+        let fake = cri::fake::FakeRuntime::builder().build();
+        // Two filesystems that every machine has, and that are never the same.
+        fake.set_image_fs(ImageFsInfoResponse {
+            image_filesystems: at(&["/usr"]),
+            container_filesystems: at(&["/proc"]),
+        });
+        let client = fake.client();
+        client.connected().await;
+        let usage = image_fs(&client).await.unwrap();
+        let of_usr = rustix::fs::statvfs("/usr").unwrap();
+        assert!(usage.capacity > 0 && usage.capacity == of_usr.f_blocks * of_usr.f_frsize, "{usage:?}");
+    }
 }

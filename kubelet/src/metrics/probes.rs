@@ -58,7 +58,7 @@ impl Default for ProbeMetrics {
             ),
             panics: registry.counter(
                 "stevedore_prober_panics_total",
-                "Panics while probing, each of which cost one run of a probe.",
+                "Panics while probing that were survived; each cost a turn at most, one inside a run is told as unknown.",
             ),
             registry,
         }

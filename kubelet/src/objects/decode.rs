@@ -73,8 +73,8 @@ fn config_map(map: ConfigMap) -> Result<Object, DecodeError> {
         errors.invalid(&data_at.key(name), name, "duplicate of key present in binaryData");
     }
     size(data.values().chain(binary.values()), &data_at, &mut errors);
-    let immutable = map.immutable == Some(true);
-    finish(Object { key, data, binary, type_: String::new(), immutable }, errors)
+    let (immutable, uid) = (map.immutable == Some(true), map.metadata.uid.unwrap_or_default());
+    finish(Object { key, data, binary, type_: String::new(), immutable, uid }, errors)
 }
 
 fn secret(secret: Secret) -> Result<Object, DecodeError> {
@@ -89,8 +89,8 @@ fn secret(secret: Secret) -> Result<Object, DecodeError> {
     size(data.values(), &data_at, &mut errors);
     let type_ = secret.type_.filter(|t| !t.is_empty()).unwrap_or_else(|| "Opaque".to_owned());
     typed(&type_, &data, &data_at, &mut errors);
-    let immutable = secret.immutable == Some(true);
-    finish(Object { key, data, binary: BTreeMap::new(), type_, immutable }, errors)
+    let (immutable, uid) = (secret.immutable == Some(true), secret.metadata.uid.unwrap_or_default());
+    finish(Object { key, data, binary: BTreeMap::new(), type_, immutable, uid }, errors)
 }
 
 /// What Secrets of the known types must hold.

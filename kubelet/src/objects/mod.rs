@@ -86,6 +86,8 @@ pub struct Object {
     pub type_: String,
     /// `immutable`: it never changes, so nobody need wait for that.
     pub immutable: bool,
+    /// `metadata.uid`; empty where the object has none.
+    pub uid: String,
 }
 
 /// Without what it holds: that may be secret.
@@ -135,6 +137,11 @@ pub struct Found {
 /// What somebody saw of an object, and whose change he waits for.
 pub type Known = (Key, u64);
 
+/// What was found, for whoever waits for another state of it.
+pub fn known<'a>(found: impl IntoIterator<Item = (&'a Key, &'a Found)>) -> Vec<Known> {
+    found.into_iter().map(|(key, found)| (key.clone(), found.version)).collect()
+}
+
 /// The room's handle. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Objects(Arc<dyn Source>);
@@ -159,6 +166,16 @@ impl Objects {
             // The agent is stopping: nothing more is to be known.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// All of these, once it is known which of them there are. Cancel-safe.
+    pub async fn find(&self, keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Found> {
+        let mut found = BTreeMap::new();
+        for key in keys {
+            let object = self.get(&key).await;
+            found.insert(key, object);
+        }
+        found
     }
 
     /// Resolves when one of `known` is no longer what it was; never for none. Cancel-safe.

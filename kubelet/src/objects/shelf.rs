@@ -76,7 +76,8 @@ mod tests {
 
     fn object(name: &str) -> Arc<Object> {
         let (data, binary) = (BTreeMap::new(), BTreeMap::new());
-        Arc::new(Object { key: key(name), data, binary, type_: String::new(), immutable: false })
+        let (type_, uid) = (String::new(), String::new());
+        Arc::new(Object { key: key(name), data, binary, type_, immutable: false, uid })
     }
 
     #[test]

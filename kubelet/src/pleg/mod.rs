@@ -2,8 +2,8 @@
 //!
 //! It listens to the runtime's event stream where there is one and looks again at the pod an event names; it looks at
 //! everything only at the start, after a reconnect, and at a slow interval as a net. A runtime without events, or whose
-//! stream cannot be relied on yet, is listed every [`Config::poll`]. Each pod is looked at by a job of its own, so a container whose status hangs delays
-//! nobody else.
+//! stream cannot be relied on yet, is listed every [`Config::poll`]. Each pod is looked at by a job of its own, so a
+//! container whose status hangs delays nobody else.
 //!
 //! Pod actors [`subscribe`](Pleg::subscribe) to their pod and [`look`](Pleg::look) when they need to see what they
 //! just did. pleg calls nobody: it never starts, stops or removes anything.

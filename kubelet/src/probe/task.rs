@@ -7,9 +7,10 @@
 //! ```
 //!
 //! A probe's runs are due at exact multiples of its period after its first; one that is still under way when it is due
-//! again leaves that turn out. Commands are levelled (`level`): once a command's answers have come to a result, its next
-//! run, and with it all that follow, may come earlier, where few others are; never later. Everything is monotonic time; the wall clock is read once for each instance, for how long
-//! it has run. A panic costs one turn of the loop (`repair`). Every arm of the loop is cancel-safe: a channel, a `JoinSet` and a timer.
+//! again leaves that turn out. Commands are levelled once (`level`): after the first answer with which a command's result
+//! stands its next run, and with it all that follow, may come earlier, where few others are; never later. Everything is
+//! monotonic time; the wall clock is read once for each instance, for how long it has run. A panic costs one turn of the
+//! loop (`repair`). Every arm of the loop is cancel-safe: a channel, a `JoinSet` and a timer.
 
 mod answers;
 mod repair;

@@ -1,7 +1,8 @@
 //! From bytes to a typed object: the text, its one document, the kind, the types of its fields.
 //!
-//! `file` calls it for manifests, the `objects` room for its own, the golden harness for recorded pods. Pure. Input is bounded ([`MAX_BYTES`], and
-//! the YAML parser's own budget against alias bombs and deep nesting), so a hostile file costs little.
+//! `file` calls it for manifests, the `objects` room for its own, the golden harness for recorded pods. Pure. Input is
+//! bounded ([`MAX_BYTES`], and the YAML parser's own budget against alias bombs and deep nesting), so a hostile file costs
+//! little.
 //!
 //! Leniency is upstream's: unknown fields and repeated keys are accepted (the last one wins) and come back as
 //! warnings; a field of the wrong type is an error. JSON is YAML, and YAML's scalars are read as 1.1 has them, as

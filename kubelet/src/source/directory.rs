@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long a manifest directory may be away before its pods go: replacing it takes two renames.
+/// How long a directory may be away before what its files hold goes: replacing it takes two renames.
 pub const VANISHED: Duration = Duration::from_secs(1);
 
 /// What a directory's files hold, and who is told of it.

@@ -3,9 +3,9 @@
 //! `assemble` starts it. How a directory is watched is `directory`'s business; here is what its files are, pods, and that
 //! `world` is told of them.
 
-use super::directory::{self, Closed, Reader};
+use super::directory::{self, Closed, Reader, Watched};
 use super::identity::{self, References};
-use super::manifest::{Judge, Problem, judge_pod};
+use super::manifest::{Judge, judge_pod};
 use super::table::{Change, Item};
 use super::{SourceEvent, SourcePod};
 use crate::api::{Origin, Pod, PodRef, PodUid};
@@ -14,17 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-
-/// A running file source.
-#[derive(Debug)]
-pub struct FileSource {
-    /// The task; it ends when the receiver of its events is dropped or it is aborted.
-    pub task: JoinHandle<()>,
-    /// Everything wrong with the manifests at the moment, by path.
-    pub problems: watch::Receiver<Vec<(PathBuf, Problem)>>,
-}
+use tokio::sync::mpsc;
 
 /// Starts watching `path`, a directory of manifests or a single one, which need not exist yet.
 ///
@@ -40,12 +30,11 @@ pub fn spawn(
     net_interval: Duration,
     tx: mpsc::Sender<SourceEvent>,
     recorder: Recorder,
-) -> io::Result<FileSource> {
+) -> io::Result<Watched> {
     let node_name = node_name.to_owned();
     let judge =
         move |bytes: &[u8], path: &Path| judge_pod(bytes, &path.to_string_lossy(), &node_name, references);
-    let watched = directory::spawn(path, net_interval, Pods { judge: Arc::new(judge), tx, recorder })?;
-    Ok(FileSource { task: watched.task, problems: watched.problems })
+    directory::spawn(path, net_interval, Pods { judge: Arc::new(judge), tx, recorder })
 }
 
 /// Reads pods, tells `world`.

@@ -1,6 +1,7 @@
 //! A real directory, real inotify. The slow pass is off unless a test is about it: everything works with the net cut.
 
 use super::*;
+use crate::source::Problem;
 use crate::source::SourcePod;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 struct World {
     dir: TempDir,
     rx: mpsc::Receiver<SourceEvent>,
-    source: FileSource,
+    source: Watched,
     recorder: Recorder,
     /// UID to name and image.
     running: BTreeMap<String, String>,

@@ -1,7 +1,8 @@
 //! One manifest on disk: what a look at its path finds.
 //!
 //! `directory` calls [`look`] on a blocking thread. It reads one path, has it judged by whoever knows what it should
-//! hold ([`judge_pod`] for pods), and remembers nothing; what to do about a file that went bad is `table`'s decision. It never blocks on a FIFO and never reads past the bound.
+//! hold ([`judge_pod`] for pods), and remembers nothing; what to do about a file that went bad is `table`'s decision. It
+//! never blocks on a FIFO and never reads past the bound.
 
 use super::decode::{self, DecodeError, MAX_BYTES};
 use super::field::{Errors, FieldError};

@@ -9,7 +9,7 @@ use super::payload::{self, Inputs, Plugin};
 use super::{VolumeError, Volumes, files};
 use crate::api::{Pod, PodRef, Volume, spec};
 use crate::event::{Event, Kind, Recorder};
-use crate::objects::{Found, Key, Known};
+use crate::objects::{self, Found, Key, Known};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,13 +34,13 @@ impl Drop for Keeper {
 
 impl Keeper {
     /// Begins to keep the volumes of `pod`; `None` when it has none of the kinds.
-    pub fn start(volumes: Volumes, pod: Arc<Pod>, recorder: Recorder) -> Option<Self> {
-        spec(&pod).volumes.iter().flatten().find(|v| Plugin::of(v).is_some())?;
-        let (tx, rx) = watch::channel(pod);
+    pub fn start(volumes: &Volumes, pod: &Pod, recorder: &Recorder) -> Option<Self> {
+        spec(pod).volumes.iter().flatten().find(|v| Plugin::of(v).is_some())?;
+        let (tx, rx) = watch::channel(Arc::new(pod.clone()));
         let task = Task {
-            volumes,
+            volumes: volumes.clone(),
             pod: rx,
-            recorder,
+            recorder: recorder.clone(),
             shown: HashMap::new(),
             told: HashMap::new(),
             fixed: HashMap::new(),
@@ -115,9 +115,10 @@ impl Task {
             let mut found = self.volumes.find(pod, volume).await;
             self.hold_fixed(&mut found);
             // What is immutable need not be waited for.
-            watched.extend(known(&found, |f| f.object.as_ref().is_none_or(|o| !o.immutable)));
+            let may_change = |f: &Found| f.object.as_ref().is_none_or(|o| !o.immutable);
+            watched.extend(objects::known(found.iter().filter(|(_, f)| may_change(f))));
             let sources = Sources {
-                objects: known(&found, |_| true).collect(),
+                objects: objects::known(&found),
                 pod: payload::shows_fields(volume).then(|| pod.clone()),
             };
             if self.shown.get(&volume.name).is_some_and(|shown| shown.same(&sources)) {
@@ -202,11 +203,4 @@ impl Task {
         let (pod, reason) = (Some(PodRef::of(pod)), reason.into());
         self.recorder.record(Event { pod, field_path: None, kind: Kind::Warning, reason, message });
     }
-}
-
-fn known<'a>(
-    found: &'a BTreeMap<Key, Found>,
-    which: impl Fn(&Found) -> bool + 'a,
-) -> impl Iterator<Item = Known> + 'a {
-    found.iter().filter(move |(_, f)| which(f)).map(|(key, f)| (key.clone(), f.version))
 }

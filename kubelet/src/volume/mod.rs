@@ -2,9 +2,9 @@
 //! `downwardAPI` and `projected`, and what of them a container sees.
 //!
 //! Pod actors call [`Volumes::prepare_pod_dirs`] and [`Volumes::setup`] before the sandbox, [`Volumes::keep`] from then
-//! on, [`Volumes::mounts`] and [`Volumes::termination_log`] before each container, [`Volumes::teardown`] once no container
-//! is left; the clean-up after a restart calls [`Volumes::pods_on_disk`]. All of it is idempotent and remembers nothing: what is on disk and
-//! mounted is looked at afresh. Volumes of other kinds are refused by plugin name.
+//! on, [`Volumes::mounts`] and [`Volumes::termination_log`] before each container, [`Volumes::teardown`] once no
+//! container is left; the clean-up after a restart calls [`Volumes::pods_on_disk`]. All of it is idempotent and remembers
+//! nothing: what is on disk and mounted is looked at afresh. Volumes of other kinds are refused by plugin name.
 //!
 //! The room never trusts a path inside a volume (`subpath`, `teardown`), never removes through a mount, never touches
 //! what a `hostPath` shows.
@@ -27,7 +27,7 @@ pub use payload::Values;
 
 use crate::api::{Container, Pod, PodRef, PodUid, Volume, spec};
 use crate::event::Recorder;
-use crate::objects::{Found, Key, Objects};
+use crate::objects::{self, Found, Key, Objects};
 use cri::v1::{ImageSpec, Mount};
 use payload::{Inputs, Payload};
 use policy::{Kind, MemoryBounds, Place, Planned};
@@ -65,7 +65,8 @@ struct Inner {
     allocatable_memory: Option<i64>,
     objects: Objects,
     values: Arc<dyn Values>,
-    /// One at a time changes a pod's volumes, also when the one before was given up half-way.
+    /// Of what works on a pod's volumes on blocking threads one at a time, also when whoever asked for the one before has
+    /// given it up: that goes on.
     locks: Mutex<HashMap<PodUid, Weak<Mutex<()>>>>,
 }
 
@@ -210,25 +211,21 @@ impl Volumes {
         let found = self.find(pod, volume).await;
         let inputs = Inputs { pod, found: &found, values: &*self.inner.values };
         payload::collect(volume, &inputs).map_err(|why| VolumeError {
-            waits_for: found.iter().map(|(key, f)| (key.clone(), f.version)).collect(),
+            waits_for: objects::known(&found),
             ..VolumeError::setup(&volume.name, why)
         })
     }
 
     /// The objects `volume` is made from, once it is known which there are.
     async fn find(&self, pod: &Pod, volume: &Volume) -> BTreeMap<Key, Found> {
-        let mut found = BTreeMap::new();
-        for key in payload::keys(pod.metadata.namespace.as_deref().unwrap_or_default(), volume) {
-            let object = self.inner.objects.get(&key).await;
-            found.insert(key, object);
-        }
-        found
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        self.inner.objects.find(payload::keys(namespace, volume)).await
     }
 
     /// From now on the pod's files follow the objects they show, and the pod itself, until the answer is dropped; `None`
     /// when it has no such volumes. What cannot be shown is told to `recorder`.
-    pub fn keep(&self, pod: Arc<Pod>, recorder: Recorder) -> Option<Keeper> {
-        Keeper::start(self.clone(), pod, recorder)
+    pub fn keep(&self, pod: &Pod, recorder: &Recorder) -> Option<Keeper> {
+        Keeper::start(self, pod, recorder)
     }
 
     /// Runs `f` on a blocking thread with the pod's directory to itself.

@@ -4,6 +4,7 @@
 //! errors are what follows `MountVolume.SetUp failed for volume "v" : `.
 
 use crate::api::{Pod, Volume};
+use crate::gotext;
 use crate::objects::{Found, Key, Kind, Object};
 use crate::source::validate::names;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ResourceFieldSelector, VolumeProjection};
@@ -145,7 +146,7 @@ pub fn collect(volume: &Volume, inputs: &Inputs<'_>) -> Result<Payload, String> 
     }
     if let Some(s) = &volume.downward_api {
         let mode = s.default_mode.unwrap_or(MODE);
-        aggregate(inputs.fields(s.items.as_deref().unwrap_or_default(), mode, &mut payload))?;
+        none_of(inputs.fields(s.items.as_deref().unwrap_or_default(), mode, &mut payload))?;
     }
     if let Some(projected) = &volume.projected {
         let mode = projected.default_mode.unwrap_or(MODE);
@@ -171,7 +172,7 @@ pub fn collect(volume: &Volume, inputs: &Inputs<'_>) -> Result<Payload, String> 
                 errors.extend(inputs.fields(s.items.as_deref().unwrap_or_default(), mode, &mut payload));
             }
         }
-        aggregate(errors)?;
+        none_of(errors)?;
     }
     collisions(&payload)?;
     Ok(payload)
@@ -267,19 +268,8 @@ fn collisions(payload: &Payload) -> Result<(), String> {
     Ok(())
 }
 
-/// One error alone, several once each as `[a, b]`, as upstream prints an aggregate.
-fn aggregate(errors: Vec<String>) -> Result<(), String> {
-    let mut distinct: Vec<String> = Vec::new();
-    for e in errors {
-        if !distinct.contains(&e) {
-            distinct.push(e);
-        }
-    }
-    match distinct.as_slice() {
-        [] => Ok(()),
-        [only] => Err(only.clone()),
-        several => Err(format!("[{}]", several.join(", "))),
-    }
+fn none_of(errors: Vec<String>) -> Result<(), String> {
+    if errors.is_empty() { Ok(()) } else { Err(gotext::aggregate(errors)) }
 }
 
 #[cfg(test)]
@@ -310,7 +300,8 @@ mod tests {
             (Kind::Secret, "s", texts(&[("a", "S"), ("k", "K")]), texts(&[])),
         ] {
             let key = Key::new(kind, "ns", name);
-            let object = Object { key: key.clone(), data, binary, type_: String::new(), immutable: false };
+            let (type_, uid) = (String::new(), String::new());
+            let object = Object { key: key.clone(), data, binary, type_, immutable: false, uid };
             all.insert(key, Found { object: Some(Arc::new(object)), version: 1 });
         }
         all

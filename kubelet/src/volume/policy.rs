@@ -145,9 +145,9 @@ pub struct Planned {
     pub index: usize,
 }
 
-/// The `volumeMounts` of `container` in order. All but host paths may be given a label of SELinux. `place` answers where a volume is; `expand` replaces
-/// `$(VAR)` in `subPathExpr` and answers the message of a failure; `rro` is whether the pod's runtime handler has
-/// recursive read-only mounts.
+/// The `volumeMounts` of `container` in order. All but host paths may be given a label of SELinux. `place` answers where a
+/// volume is; `expand` replaces `$(VAR)` in `subPathExpr` and answers the message of a failure; `rro` is whether the pod's
+/// runtime handler has recursive read-only mounts.
 pub fn plan(
     pod: &Pod,
     container: &Container,

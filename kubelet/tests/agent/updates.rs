@@ -331,6 +331,21 @@ async fn a_container_that_cannot_be_removed_keeps_only_itself_and_the_sandbox() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn removals_that_fail_side_by_side_are_tried_again_as_soon_as_one_would_be() {
+    let node = Node::new();
+    let agent = node.start_synced(&[pod("u", &["a", "b", "c", "d"])]).await;
+    agent.until_ready("u").await;
+    node.fake.fault(Fault::fail("RemoveContainer", Code::Internal, "busy").times(12));
+    agent.gone("u").await;
+    agent.until_gone("u").await;
+    let calls = node.fake.calls();
+    let at: Vec<Instant> = calls.iter().filter(|c| c.method == "RemoveContainer").map(|c| c.at).collect();
+    let gaps = at.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).filter(|gap| *gap > 0);
+    assert_eq!((at.len(), gaps.collect::<Vec<_>>()), (16, vec![1, 2, 4]));
+    node.assert_gone("u");
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_sandbox_resolves_names_as_the_node_does_by_then() {
     let mut node = Node::new();
     let file = node.path("resolv.conf");

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use cri::fake::FakeRuntime;
+use cri::v1;
 use node_e2e::manifest::{pod, sh, then_forever};
-use node_e2e::wait::eventually;
-use node_e2e::{Node, status};
+use node_e2e::wait::{eventually, limit, within};
+use node_e2e::{Node, Options, status};
 use serde_json::json;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// Serves `/www` on port 8080 while `/www/up` is there.
 const SERVER: &str = "mkdir /www; echo fine > /www/index.html; touch /www/up; httpd -f -p 8080 -h /www & \
@@ -106,4 +110,65 @@ fn sleeping(container: &str, seconds: u32) -> usize {
     let all = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
     let asleep = all.filter(|pid| read(pid, "cmdline").ends_with(end.as_bytes()));
     asleep.filter(|pid| String::from_utf8_lossy(&read(pid, "cgroup")).contains(container)).count()
+}
+
+/// CPU time that the process has used, to hundredths of a second.
+fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).map(|t| t.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Of the agent alone, which is a process: the runtime in memory is this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of some minutes; docs/performance.md has the command"]
+async fn what_five_hundred_commands_a_second_cost_the_agent() {
+    const PODS: usize = 500;
+    const SECONDS: usize = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeRuntime::builder().any_image().build();
+    let served = fake.serve(dir.path().join("cri.sock")).await.unwrap();
+    let options = Options {
+        endpoint: Some(served.path().to_path_buf()),
+        fake: true,
+        config: Some(json!({"maxPods": 2 * PODS, "logging": {"verbosity": 2}})),
+        ..Options::default()
+    };
+    let mut node = Node::start_with(options).await.unwrap();
+    for n in 0..PODS {
+        let mut one = pod(&format!("p{n}"), [sh("c", "true")]);
+        one["spec"]["containers"][0]["livenessProbe"] =
+            json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+        one["spec"]["containers"][0]["resources"] = json!({});
+        node.put(&format!("p{n}"), one);
+    }
+    let asked = |fake: &FakeRuntime| {
+        let mut by_container: HashMap<String, usize> = HashMap::new();
+        for exec in fake.requests::<v1::ExecSyncRequest>() {
+            *by_container.entry(exec.container_id).or_default() += 1;
+        }
+        by_container
+    };
+    within(limit() * 4, "all are asked", async || match asked(&fake).len() {
+        PODS => Ok(()),
+        n => Err(format!("{n} are")),
+    })
+    .await;
+    // Until each has the place that it keeps, and the agent is quiet.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    fake.forget_calls();
+    let (before, began) = (cpu_time(node.pid()), Instant::now());
+    tokio::time::sleep(Duration::from_secs(SECONDS as u64)).await;
+    let (used, took) = (cpu_time(node.pid()) - before, began.elapsed());
+    let asked = asked(&fake);
+    let share = used.as_secs_f64() / took.as_secs_f64() * 100.0;
+    let times = asked.values().copied();
+    let (least, most) = (times.clone().min().unwrap_or(0), times.max().unwrap_or(0));
+    println!(
+        "{PODS} commands a second: {share:.1} % of a core; each asked {least} to {most} times in {took:.1?}"
+    );
+    assert_eq!(asked.len(), PODS);
+    assert!(least + 2 >= SECONDS, "probes drift: one was asked {least} times in {took:?}");
+    node.finish_on_fake(&fake).await;
 }

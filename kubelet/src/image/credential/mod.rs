@@ -27,7 +27,6 @@ use cri::v1::AuthConfig;
 use files::Files;
 use provider::Providers;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use std::fmt;
 
 /// What a registry is shown. Its `Debug` tells no secret.
@@ -73,7 +72,7 @@ impl Credential {
             // As the encoder of the stock agent has them; they stand within strings only.
             text = text.replace(c, &format!("\\u{:04x}", u32::from(c)));
         }
-        Sha256::digest(text).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+        super::sha256_hex(&text)
     }
 
     /// As CRI carries it.

@@ -7,7 +7,6 @@
 use super::access::Access;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -96,8 +95,7 @@ impl Record for PulledRecord {
 
 /// The file name for an image name or reference.
 pub fn name_of(key: &str) -> String {
-    let digest = Sha256::digest(key.as_bytes());
-    digest.iter().fold(PREFIX.to_owned(), |name, byte| name + &format!("{byte:02x}"))
+    format!("{PREFIX}{}", super::super::sha256_hex(key))
 }
 
 /// A directory of records of one kind. It is made when the first is written.

@@ -3,6 +3,7 @@
 use super::{Failure, Steps};
 use crate::api::{self, Container, Pod};
 use crate::event::{Kind, container_path};
+use crate::gotext;
 use crate::pleg::observed::State;
 use crate::pod::desired::{MINIMUM_GRACE, SHORTEST_GRACE};
 use crate::pod::hooks;
@@ -70,11 +71,11 @@ impl Steps {
             }
         });
         join_all(stops).await;
-        let why = match under.borrow().failed.as_slice() {
-            [] => return Ok(()),
-            [one] => one.clone(),
-            several => format!("[{}]", several.join(", ")),
-        };
+        let failed = &under.borrow().failed;
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let why = gotext::aggregate(failed.iter().map(String::as_str));
         Err(Failure { not_ended: Some(why), ..Failure::default() })
     }
 

@@ -45,7 +45,7 @@ pub trait EnvSources: Sync {
     fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError>;
 }
 
-/// No sources at all: nothing is there.
+/// No sources at all: nothing is there. For pods that refer to nothing, as those of tests and of the benchmark.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoSources;
 

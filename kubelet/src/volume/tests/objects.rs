@@ -15,8 +15,8 @@ impl Root {
     fn put_as(&self, kind: Kind, name: &str, data: &[(&str, &str)], immutable: bool) {
         let key = Key::new(kind, "demo", name);
         let data = data.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().into())).collect();
-        let object =
-            Object { key: key.clone(), data, binary: BTreeMap::new(), type_: String::new(), immutable };
+        let (binary, type_, uid) = (BTreeMap::new(), String::new(), String::new());
+        let object = Object { key: key.clone(), data, binary, type_, immutable, uid };
         self.shelf.set([(key, Some(Arc::new(object)))]);
     }
 
@@ -114,7 +114,7 @@ async fn all_four_plugins_are_set_up_as_recorded_follow_their_sources_and_go() {
 
     let recorder = Recorder::new(16);
     let mut events = recorder.subscribe();
-    let keeper = root.volumes.keep(Arc::new(p.clone()), recorder).unwrap();
+    let keeper = root.volumes.keep(&p, &recorder).unwrap();
     root.put(Kind::ConfigMap, "m", &[("a", "2"), ("c", "2")]);
     root.until(&format!("{CM}/a"), Some("2")).await;
     root.until(&format!("{CM}/b"), None).await;
@@ -212,7 +212,7 @@ async fn what_is_immutable_is_not_followed_and_what_is_optional_may_come_and_go(
     root.volumes.setup(&p, None).await.unwrap();
     let recorder = Recorder::new(16);
     let mut events = recorder.subscribe();
-    let _keeper = root.volumes.keep(Arc::new(p), recorder).unwrap();
+    let _keeper = root.volumes.keep(&p, &recorder).unwrap();
     let optional = "volumes/kubernetes.io~configmap/opt/a";
     root.put(Kind::ConfigMap, "later", &[("a", "1")]);
     root.until(optional, Some("1")).await;
@@ -245,7 +245,7 @@ async fn a_keeper_writes_only_into_volumes_that_are_set_up() {
     rustix::mount::unmount(root.in_pod(SEC), UnmountFlags::empty()).unwrap();
     root.put(Kind::Secret, "s", &[("k", "2")]);
     root.put(Kind::ConfigMap, "m", &[("a", "2")]);
-    let keeper = root.volumes.keep(Arc::new(p.clone()), Recorder::new(16)).unwrap();
+    let keeper = root.volumes.keep(&p, &Recorder::new(16)).unwrap();
     root.until(&format!("{CM}/a"), Some("2")).await;
     assert_eq!(std::fs::read_dir(root.in_pod(SEC)).unwrap().count(), 0, "no secret on a disk");
     drop(keeper);
@@ -266,7 +266,7 @@ async fn a_volume_that_could_not_be_written_is_written_later() {
     std::fs::create_dir(root.in_pod(&format!("{CM}/taken"))).unwrap();
     let recorder = Recorder::new(16);
     let mut events = recorder.subscribe();
-    let _keeper = root.volumes.keep(Arc::new(p), recorder).unwrap();
+    let _keeper = root.volumes.keep(&p, &recorder).unwrap();
     root.put(Kind::ConfigMap, "m", &[("a", "2"), ("taken", "2")]);
     let told = next(&mut events).await;
     assert!(told.contains("MountVolume.SetUp failed for volume \"cm\" : symlink "), "{told}");
