@@ -26,6 +26,7 @@ use crate::event::Recorder;
 use crate::image::{ImageConfig, Images};
 use crate::log::{Rotation, RotationConfig, RunningLog};
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::objects::{self, Objects};
 use crate::pleg::observed::State;
 use crate::pleg::{self, Pleg};
@@ -232,6 +233,7 @@ impl Agent {
                 recorder.clone(),
                 metrics.clone(),
             ),
+            network: Network::new(runtime.clone()),
             runtime,
             pleg: pleg.clone(),
             probes: Probes::spawn(prober.clone(), recorder.clone(), metrics.clone(), settings.clock),

@@ -21,6 +21,7 @@ pub mod image;
 pub mod log;
 pub mod metrics;
 pub mod mountinfo;
+pub mod network;
 pub mod node;
 pub mod objects;
 pub mod pleg;

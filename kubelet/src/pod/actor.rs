@@ -264,7 +264,7 @@ impl Actor {
             changed = self.observed.changed() => changed.is_ok(),
             () = self.probes.changed() => true,
             () = changed(&mut self.condemned) => true,
-            name = self.wants.changed(&self.rooms.objects) => {
+            name = self.wants.changed(&self.rooms.objects, &self.rooms.network) => {
                 self.wants.remove(&name);
                 self.memory.retry.remove(&name);
                 true

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::image::Images;
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::objects::Objects;
 use crate::pleg::Pleg;
 use crate::probe::{Prober, Probes};
@@ -35,6 +36,8 @@ pub struct Rooms {
     pub volumes: Volumes,
     /// ConfigMaps and Secrets.
     pub objects: Objects,
+    /// Whether the runtime has a network for pods.
+    pub network: Network,
     /// Ids of the node for pods with a user namespace.
     pub user_namespaces: UserNamespaces,
     /// The pods' cgroups.

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 mod images;
 mod kill;
+mod secrets;
 mod start;
 
 /// Why a step failed.
@@ -45,6 +46,8 @@ pub struct Failure {
     pub still_runs: bool,
     /// The objects as they were found: a change of one is worth another try.
     pub waits_for: Vec<Known>,
+    /// The runtime has no network for pods yet: once it has, another try is worth while.
+    pub waits_for_network: bool,
     /// What could not be ended, and why.
     pub not_ended: Option<String>,
 }
@@ -84,6 +87,8 @@ pub struct Steps {
     mounted_for: Vec<Volume>,
     /// Keeps the files of its volumes what their sources are.
     keeper: Option<Keeper>,
+    /// What is wrong with its `imagePullSecrets`, as it was last told.
+    wrong_secrets: Vec<String>,
 }
 
 /// The sandbox that containers are started in.
@@ -109,12 +114,13 @@ impl Steps {
             mounted: None,
             mounted_for: Vec::new(),
             keeper: None,
+            wrong_secrets: Vec::new(),
         }
     }
 
     /// From now on the files of the pod's volumes follow their sources.
-    pub fn keep_volumes(&mut self, pod: &Arc<Pod>) {
-        self.keeper = self.rooms.volumes.keep(pod.clone(), self.rooms.recorder.clone());
+    pub fn keep_volumes(&mut self, pod: &Pod) {
+        self.keeper = self.rooms.volumes.keep(pod, &self.rooms.recorder);
     }
 
     /// The pod's object is another.

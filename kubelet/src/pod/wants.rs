@@ -1,21 +1,32 @@
-//! Objects that something of the pod waits for: it is tried again when one of them changes, not only after a while.
+//! What something of the pod waits for, objects or the network: it is tried again when that changes, not only after a while.
 //!
 //! The actor puts in what a failed step says, and selects on [`Wants::changed`].
 
+use super::steps::Failure;
+use crate::network::Network;
 use crate::objects::{Known, Objects};
+use futures::future::{BoxFuture, FutureExt, select_all};
 use std::collections::HashMap;
 
-/// What was found of objects when something failed, by what that was: a container, or the pod as a whole.
+/// What was missing when something failed, by what that was: a container, or the pod as a whole.
 #[derive(Debug, Default)]
-pub struct Wants(HashMap<String, Vec<Known>>);
+pub struct Wants(HashMap<String, Want>);
+
+#[derive(Debug)]
+struct Want {
+    /// As they were found.
+    objects: Vec<Known>,
+    network: bool,
+}
 
 impl Wants {
-    /// `name` failed with the objects as they were.
-    pub fn put(&mut self, name: &str, known: Vec<Known>) {
-        if known.is_empty() {
+    /// `name` failed so.
+    pub fn put(&mut self, name: &str, failure: &Failure) {
+        let want = Want { objects: failure.waits_for.clone(), network: failure.waits_for_network };
+        if want.objects.is_empty() && !want.network {
             self.0.remove(name);
         } else {
-            self.0.insert(name.to_owned(), known);
+            self.0.insert(name.to_owned(), want);
         }
     }
 
@@ -25,17 +36,22 @@ impl Wants {
     }
 
     /// Resolves with what it is worth trying again. Cancel-safe.
-    pub async fn changed(&self, objects: &Objects) -> String {
-        let each = self.0.iter().map(|(name, known)| {
-            Box::pin(async move {
-                objects.changed(known).await;
+    pub async fn changed(&self, objects: &Objects, network: &Network) -> String {
+        let each = self.0.iter().flat_map(|(name, want)| {
+            let objects = async move {
+                objects.changed(&want.objects).await;
                 name.clone()
-            })
+            };
+            let network = want.network.then(|| async move {
+                network.until_ready().await;
+                name.clone()
+            });
+            [Some(objects.boxed()), network.map(FutureExt::boxed)].into_iter().flatten()
         });
-        let each: Vec<_> = each.collect();
+        let each: Vec<BoxFuture<'_, String>> = each.collect();
         if each.is_empty() {
             return std::future::pending().await;
         }
-        futures::future::select_all(each).await.0
+        select_all(each).await.0
     }
 }

@@ -145,7 +145,7 @@ pub fn unresolvable(pod: &Pod, own_uid: bool, references: References, errors: &m
         }
     }
     if spec.image_pull_secrets.as_ref().is_some_and(|s| !s.is_empty()) {
-        refuse(errors, &at.child("imagePullSecrets"), "Secret");
+        resolve(errors, &at.child("imagePullSecrets"), "Secret");
     }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
         refuse(errors, &at.child("resourceClaims"), "ResourceClaim");
@@ -408,7 +408,6 @@ spec:
             rest,
             [
                 "spec.serviceAccountName",
-                "spec.imagePullSecrets",
                 "spec.resourceClaims",
                 "spec.volumes[2].persistentVolumeClaim",
                 "spec.volumes[3].projected.sources[1].serviceAccountToken",
@@ -421,6 +420,7 @@ spec:
             errors.clone().into_vec().iter().any(|e| e.field == field && e.message.ends_with(flag))
         };
         assert!(names_it("spec.volumes[0].configMap") && names_it("spec.containers[0].envFrom[1].secretRef"));
-        assert!(!names_it("spec.imagePullSecrets"), "a directory of objects does not help it");
+        assert!(names_it("spec.imagePullSecrets"));
+        assert!(!names_it("spec.serviceAccountName"), "a directory of objects does not help it");
     }
 }

@@ -6,6 +6,7 @@ use cri::v1;
 use kubelet::image::credential::SearchPlaces;
 use kubelet::image::{CredentialConfig, GcConfig};
 use serde_json::json;
+use std::time::Duration;
 
 #[tokio::test(start_paused = true)]
 async fn pull_secrets_cannot_be_had_without_an_api_and_the_nodes_credentials_are_tried() {
@@ -28,6 +29,60 @@ async fn pull_secrets_cannot_be_had_without_an_api_and_the_nodes_credentials_are
     let pulls = node.fake.requests::<v1::PullImageRequest>();
     let auth = pulls[0].auth.as_ref().unwrap();
     assert_eq!((auth.username.as_str(), auth.password.as_str()), ("u", "p"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_own_secrets_are_shown_to_the_registry_and_those_that_cannot_be_had_are_told_of() {
+    let mut node = Node::with(FakeRuntime::builder());
+    node.settings.objects = Some((node.path("objects"), Duration::ZERO));
+    std::fs::create_dir_all(node.path("objects")).unwrap();
+    let put = |name: &str, type_: &str, data: serde_json::Value| {
+        let metadata = json!({"name": name, "namespace": "ns"});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": type_, "stringData": data});
+        std::fs::write(node.path("new"), secret.to_string()).unwrap();
+        std::fs::rename(node.path("new"), node.path("objects").join(name)).unwrap();
+    };
+    let entry = |user: &str| json!({"reg.test": {"username": user, "password": "hidden"}, "bad.test": 7});
+    put(
+        "new-form",
+        "kubernetes.io/dockerconfigjson",
+        json!({".dockerconfigjson": json!({"auths": entry("a")}).to_string()}),
+    );
+    put("old-form", "kubernetes.io/dockercfg", json!({".dockercfg": entry("b").to_string()}));
+    put("broken", "kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "nonsense"}));
+    put("other", "Opaque", json!({".dockerconfigjson": json!({"auths": entry("c")}).to_string()}));
+    node.fake.on_pull("reg.test/app:1", Pull::fails("denied"));
+    let names = ["old-form", "absent", "broken", "other", "new-form"];
+    let wanted: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+    let spec = json!({"containers": [container("main")], "imagePullSecrets": wanted});
+    let agent = node.start_synced(&[custom("u", "u", spec)]).await;
+    let users = || -> Vec<String> {
+        let pulls = node.fake.requests::<v1::PullImageRequest>();
+        pulls.into_iter().map(|p| p.auth.map(|a| a.username).unwrap_or_default()).collect()
+    };
+    agent.until("both were shown twice", || users().len() == 4).await;
+    assert_eq!(users(), ["b", "a", "b", "a"]);
+    let mut told = agent.events();
+    let about = |told: &[String]| -> Vec<String> {
+        told.iter().filter(|e| e.starts_with("FailedToRetrieveImagePullSecret")).cloned().collect()
+    };
+    let text = |names: &str| {
+        format!(
+            "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets ({names}); attempting to pull \
+             the image may not succeed."
+        )
+    };
+    assert_eq!(about(&told), [text("absent, broken, other")], "once, however often it is tried");
+    put(
+        "broken",
+        "kubernetes.io/dockerconfigjson",
+        json!({".dockerconfigjson": json!({"auths": entry("d")}).to_string()}),
+    );
+    agent.until("the mended one is shown", || users().contains(&"d".to_owned())).await;
+    let more = agent.events();
+    assert_eq!(about(&more), [text("absent, other")]);
+    told.extend(more);
+    assert!(!told.iter().any(|e| e.contains("hidden")));
 }
 
 /// Where images lie: any real filesystem with something on it.

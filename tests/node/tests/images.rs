@@ -111,6 +111,34 @@ async fn a_wrong_password_is_told_and_a_right_one_counts_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_pods_own_secret_opens_a_registry_for_it_and_for_nobody_else() {
+    let registry = Registry::start(Access::Basic("user".to_owned(), "right".to_owned())).await;
+    let image = registry.offer("team/secret", "1", &unique("pull-secret").await);
+    let objects = tempfile::tempdir().unwrap();
+    let auths = json!({ "auths": { registry.host(): { "username": "user", "password": "right" } } });
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": "registry" },
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": { ".dockerconfigjson": auths.to_string() },
+    });
+    fs::write(objects.path().join("registry.json"), secret.to_string()).unwrap();
+    let args = vec![format!("--standalone-objects={}", objects.path().display())];
+    let Some(mut node) = node(&registry, Options { args, ..Options::default() }).await else { return };
+    launch(&mut node).await;
+    let mut with = of("with", &image, "IfNotPresent");
+    with["spec"]["imagePullSecrets"] = json!([{ "name": "absent" }, { "name": "registry" }]);
+    node.put("with", with);
+    node.wait_ready("with").await;
+    said(&node, "Unable to retrieve some image pull secrets (absent); attempting to pull").await;
+    // It is here by now, and the pod has nothing to show for it.
+    node.put("without", of("without", &image, "IfNotPresent"));
+    wait_reason(&node, "without", "ImagePullBackOff").await;
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn a_token_is_fetched_over_tls_with_the_nodes_credentials() {
     let registry = Registry::start_tls(Access::Bearer("user".to_owned(), "right".to_owned())).await;
     let image = registry.offer("team/private", "1", &unique("bearer").await);

@@ -127,7 +127,8 @@ impl Access {
                 match (says, is) {
                     (true, true) => return (true, None),
                     (true, false) => return (true, room.then(learned)),
-                    (false, true) if room => return (true, Some(learned())),
+                    // Without a UID nothing tells it from another that took its name.
+                    (false, true) if room && !shown.uid.is_empty() => return (true, Some(learned())),
                     _ => {}
                 }
             }
@@ -188,6 +189,17 @@ mod tests {
         assert_eq!(known.fits(&[]), (false, None));
         let node = Tracked { credential: Credential::basic("u", "1"), source: Source::Node };
         assert_eq!(known.fits(&[node]), (false, None), "the node's credentials are nobody's own");
+    }
+
+    #[test]
+    fn a_secret_without_a_uid_fits_only_by_what_it_says() {
+        let nameless = |password: &str| {
+            let object = Object { uid: String::new(), ..object("a") };
+            Tracked { credential: Credential::basic("u", password), source: Source::Secret(object) }
+        };
+        let known = access(&[nameless("1")]);
+        assert_eq!(known.fits(&[nameless("1")]), (true, None));
+        assert_eq!(known.fits(&[nameless("2")]), (false, None));
     }
 
     #[test]

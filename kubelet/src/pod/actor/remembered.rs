@@ -70,7 +70,7 @@ impl Actor {
         if failure.interrupted {
             return;
         }
-        self.wants.put(name, failure.waits_for);
+        self.wants.put(name, &failure);
         let failures = self.memory.failures.entry(name.to_owned()).or_default();
         let wait = RETRY.0.saturating_mul(1 << (*failures).min(8)).min(RETRY.1);
         *failures += 1;

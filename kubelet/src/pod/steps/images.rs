@@ -3,6 +3,7 @@
 use super::{Failure, Made, Steps};
 use crate::api::{self, Container, Pod};
 use crate::event::Kind;
+use crate::image::credential::PullSecret;
 use crate::image::{EnsureImage, ImageError, ImageRef};
 use cri::v1;
 use std::collections::BTreeMap;
@@ -28,11 +29,12 @@ impl Steps {
         c: &Container,
         path: &str,
         made: &Made,
+        secrets: &[PullSecret],
     ) -> Result<(ImageRef, VolumeImages), Failure> {
-        let volumes = self.volume_images(pod, c, path, made).await?;
+        let volumes = self.volume_images(pod, c, path, made, secrets).await?;
         let request = EnsureImage {
             field_path: path,
-            ..self.wish(pod, c.image.as_deref(), c.image_pull_policy.as_deref(), made)
+            ..self.wish(pod, c.image.as_deref(), c.image_pull_policy.as_deref(), made, secrets)
         };
         let image = self.rooms.images.ensure(request).await.map_err(|e| self.no_image(path, e))?;
         Ok((image, volumes))
@@ -45,6 +47,7 @@ impl Steps {
         c: &Container,
         path: &str,
         made: &Made,
+        secrets: &[PullSecret],
     ) -> Result<VolumeImages, Failure> {
         let mut images = VolumeImages::default();
         let mounted = |name: &str| c.volume_mounts.iter().flatten().any(|m| m.name == name);
@@ -52,7 +55,8 @@ impl Steps {
             let Some(source) = &volume.image else { continue };
             self.rooms.metrics.image_volume_requested.inc();
             // The events of a volume's image are the pod's, not the container's.
-            let wish = self.wish(pod, source.reference.as_deref(), source.pull_policy.as_deref(), made);
+            let (reference, policy) = (source.reference.as_deref(), source.pull_policy.as_deref());
+            let wish = self.wish(pod, reference, policy, made, secrets);
             let found = self.rooms.images.ensure(wish).await.map_err(|e| self.no_image(path, e))?;
             let spec = v1::ImageSpec {
                 image: found.id.clone(),
@@ -71,6 +75,7 @@ impl Steps {
         image: Option<&'a str>,
         policy: Option<&'a str>,
         made: &'a Made,
+        secrets: &'a [PullSecret],
     ) -> EnsureImage<'a> {
         EnsureImage {
             pod: &self.pod,
@@ -78,8 +83,7 @@ impl Steps {
             field_path: "",
             image: image.unwrap_or_default(),
             policy,
-            // They live in an API server.
-            secrets: &[],
+            secrets,
             sandbox_config: &made.config,
             runtime_handler: "",
         }

@@ -4,7 +4,7 @@ use super::{Failure, Made, Steps};
 use crate::api::{self, Container, Pod};
 use crate::event::{ContainerList, Kind, container_path};
 use crate::log;
-use crate::objects::{self, Found, Key, Known, Objects};
+use crate::objects::{self, Found, Key, Objects};
 use crate::pleg::observed::Observed;
 use crate::pod::desired::grace_of;
 use crate::pod::hooks;
@@ -13,11 +13,11 @@ use crate::pod::translate::{self, ContainerInput, EnvSources, ResolvConf, Source
 use crate::trace::{self, Phase};
 use crate::volume::Mounted;
 use cri::v1;
+use futures::future::join;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 impl Steps {
     /// The pod's cgroup, with the limits of the pod as it is now; gives the limit of its memory.
@@ -60,7 +60,7 @@ impl Steps {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
                 self.mounted_for = volumes.to_vec();
-                self.keep_volumes(&Arc::new(pod.clone()));
+                self.keep_volumes(pod);
                 Ok(())
             }
             Err(error) => {
@@ -81,9 +81,18 @@ impl Steps {
     ) -> Result<(), Failure> {
         // Whatever comes of this, what was known of an earlier sandbox is void.
         self.made = None;
-        tokio::select! {
-            prepared = self.prepare(pod) => prepared?,
+        let network = self.rooms.network.clone();
+        let on_host = api::spec(pod).host_network.unwrap_or(false);
+        let network = async { if on_host { Ok(()) } else { network.ready().await } };
+        let network = tokio::select! {
+            // The question first: its answer is on the way while directories are made.
+            (network, prepared) = join(network, self.prepare(pod)) => prepared.map(|()| network)?,
             () = stop => return Err(Failure::interrupted()),
+        };
+        if let Err(why) = network {
+            let message = format!("network is not ready: {why}");
+            self.event(Kind::Warning, None, "NetworkNotReady", message);
+            return Err(Failure { waits_for_network: true, ..Failure::default() });
         }
         let config = self.sandbox_config(pod, attempt)?;
         let made = async {
@@ -100,7 +109,6 @@ impl Steps {
         match trace::phase(Phase::Sandbox, "", made, String::clone).await {
             Ok(id) => {
                 self.sandbox_made = true;
-                self.tell_pull_secrets(pod);
                 self.made = Some(self.known(pod, id, config).await?);
                 Ok(())
             }
@@ -109,19 +117,6 @@ impl Steps {
                 self.event(Kind::Warning, None, "FailedCreatePodSandBox", message);
                 Err(Failure::default())
             }
-        }
-    }
-
-    /// Without an API server there are no secrets; a pull is tried all the same, as upstream does.
-    fn tell_pull_secrets(&self, pod: &Pod) {
-        let wanted = api::spec(pod).image_pull_secrets.iter().flatten();
-        let names: Vec<&str> = wanted.map(|s| s.name.as_str()).filter(|n| !n.is_empty()).collect();
-        if !names.is_empty() {
-            let message = format!(
-                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                names.join(", ")
-            );
-            self.event(Kind::Warning, None, "FailedToRetrieveImagePullSecret", message);
         }
     }
 
@@ -209,10 +204,13 @@ impl Steps {
         let Some(c) = self.container(pod, list, index) else { return Ok(()) };
         let c = &*c;
         tokio::pin!(stop);
-        tokio::select! {
-            ready = self.ready_to_start(pod, seen) => ready?,
+        let secrets = tokio::select! {
+            ready = async {
+                self.ready_to_start(pod, seen).await?;
+                Ok(self.pull_secrets(pod).await)
+            } => ready?,
             () = &mut stop => return Err(Failure::interrupted()),
-        }
+        };
         let Some((made, mounted)) = self.made.as_ref().zip(self.mounted.as_ref()) else {
             return Err(Failure::default());
         };
@@ -220,7 +218,7 @@ impl Steps {
         let (image, volumes) = tokio::select! {
             biased;
             () = &mut stop => return Err(Failure::interrupted()),
-            images = trace::phase(Phase::Image, &c.name, self.images(pod, c, &path, made), Failure::cause) => images?,
+            images = trace::phase(Phase::Image, &c.name, self.images(pod, c, &path, made, &secrets), Failure::cause) => images?,
         };
         let mounted = &mounted.clone().with_images(volumes.specs());
         let target = self.target(pod, seen, list, index, &made.id);
@@ -232,7 +230,7 @@ impl Steps {
         };
         let config = self.container_config(pod, list, c, restart_count, &image, made, &sources, target).await;
         let config = config.map_err(|e| Failure {
-            waits_for: sources.known(),
+            waits_for: objects::known(&sources.objects),
             ..self.failed(&path, "CreateContainerConfigError", &e)
         })?;
         let log_path = format!("{}/{}", made.config.log_directory, config.log_path);
@@ -479,16 +477,7 @@ const ENV_FILE_LIMIT: u64 = 64 << 10;
 impl<'a> Sources<'a> {
     /// Waits until it is known which of the objects there are. Cancel-safe.
     async fn find(objects: &Objects, pod: &Pod, c: &Container, mounted: &'a Mounted) -> Self {
-        let mut found = BTreeMap::new();
-        for key in translate::env::keys(pod, c) {
-            let object = objects.get(&key).await;
-            found.insert(key, object);
-        }
-        Self { objects: found, mounted }
-    }
-
-    fn known(&self) -> Vec<Known> {
-        self.objects.iter().map(|(key, found)| (key.clone(), found.version)).collect()
+        Self { objects: objects.find(translate::env::keys(pod, c)).await, mounted }
     }
 
     /// What variables may have of an object: of a ConfigMap not what is binary.
@@ -512,10 +501,10 @@ impl EnvSources for Sources<'_> {
     fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SourceError> {
         self.data(objects::Kind::Secret, namespace, name)
     }
-    fn file(&self, pod: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+    fn file(&self, _: &Pod, volume: &str, path: &str) -> Result<Vec<u8>, SourceError> {
         match self.mounted.read(volume, path, ENV_FILE_LIMIT) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                translate::NoSources.file(pod, volume, path)
+                Err(SourceError::NotFound { kind: "file", name: format!("{volume}/{path}") })
             }
             other => other.map_err(|e| SourceError::Other(format!("file {volume}/{path}: {e}"))),
         }
