@@ -5,7 +5,6 @@
 use super::steps::Failure;
 use crate::network::Network;
 use crate::objects::{Known, Objects};
-use futures::future::{BoxFuture, FutureExt, select_all};
 use std::collections::HashMap;
 
 /// What was missing when something failed, by what that was: a container, or the pod as a whole.
@@ -37,21 +36,19 @@ impl Wants {
 
     /// Resolves with what it is worth trying again. Cancel-safe.
     pub async fn changed(&self, objects: &Objects, network: &Network) -> String {
-        let each = self.0.iter().flat_map(|(name, want)| {
-            let objects = async move {
-                objects.changed(&want.objects).await;
+        let each = self.0.iter().map(|(name, want)| {
+            Box::pin(async move {
+                tokio::select! {
+                    () = objects.changed(&want.objects) => {}
+                    () = network.until_ready(), if want.network => {}
+                }
                 name.clone()
-            };
-            let network = want.network.then(|| async move {
-                network.until_ready().await;
-                name.clone()
-            });
-            [Some(objects.boxed()), network.map(FutureExt::boxed)].into_iter().flatten()
+            })
         });
-        let each: Vec<BoxFuture<'_, String>> = each.collect();
+        let each: Vec<_> = each.collect();
         if each.is_empty() {
             return std::future::pending().await;
         }
-        select_all(each).await.0
+        futures::future::select_all(each).await.0
     }
 }
