@@ -17,14 +17,8 @@ fn golden(file: &str) -> Option<Value> {
 }
 
 /// What upstream serves and this agent answers 501: kept here so that serving one of them, or losing one, is noticed.
-const MISSING: [&str; 6] = [
-    "GET /logs/",
-    "GET /flagz",
-    "GET /statusz",
-    "PUT /debug/flags/v",
-    "POST /run/",
-    "GET /debug/pprof/",
-];
+const MISSING: [&str; 6] =
+    ["GET /logs/", "GET /flagz", "GET /statusz", "PUT /debug/flags/v", "POST /run/", "GET /debug/pprof/"];
 /// The same, for every method.
 const MISSING_TREES: [&str; 4] = ["/exec/", "/attach/", "/portForward/", "/logs/"];
 
