@@ -20,9 +20,9 @@
 mod measured;
 
 use crate::api::{Origin, Pod, PodRef};
-use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues};
+use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues, Reserved, Version};
 use crate::clock::Clock;
-use crate::event::Recorder;
+use crate::event::{Event, Kind, Recorder};
 use crate::image::{ImageConfig, Images};
 use crate::log::{Rotation, RotationConfig, RunningLog};
 use crate::metrics::Metrics;
@@ -104,6 +104,9 @@ pub enum StartError {
     /// The node's cgroups.
     #[error("cannot set up the node's cgroups: {0}")]
     Cgroup(#[from] crate::cgroup::Error),
+    /// A reservation.
+    #[error("cannot enforce a reservation: {0}")]
+    Reserved(crate::cgroup::Error),
     /// The cgroup hierarchy lacks what pods need.
     #[error("cgroup controllers {0:?} are not available")]
     Controllers(Vec<&'static str>),
@@ -181,12 +184,18 @@ impl Agent {
     ) -> Result<Self, StartError> {
         let driver = choose_driver(settings.cgroup.driver, capabilities.cgroup_driver)?;
         tracing::info!(driver = driver.as_str(), "cgroup driver");
+        let reserved = settings.cgroup.reserved.clone();
         let cgroups = Cgroups::detect(CgroupConfig { driver: Some(driver), ..settings.cgroup })?;
         let missing = cgroups.missing_controllers();
         if !missing.is_empty() {
             return Err(StartError::Controllers(missing));
         }
+        metrics.cgroup_version.set(if matches!(cgroups.version(), Version::V2 { .. }) { 2.0 } else { 1.0 });
         cgroups.setup_node(&settings.node_cgroup).await?;
+        let recorder = Recorder::new(1024);
+        for reserved in &reserved {
+            enforce(&cgroups, reserved, &recorder).await?;
+        }
         let mut tasks = vec![
             tokio::spawn(cgroups.clone().keep_classes()),
             tokio::spawn(watch_driver(cgroups.clone(), runtime.connection())),
@@ -209,7 +218,6 @@ impl Agent {
             std::fs::create_dir_all(dir)
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
-        let recorder = Recorder::new(1024);
         let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
         let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
         let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
@@ -356,6 +364,28 @@ fn counted(
         count.seen(uid, seen);
     });
     (both, condemned)
+}
+
+/// Enforces a reservation and tells of it as the stock agent does.
+async fn enforce(cgroups: &Cgroups, reserved: &Reserved, recorder: &Recorder) -> Result<(), StartError> {
+    let cgroup = &reserved.cgroup;
+    let tell = |kind, reason: &'static str, message: String| {
+        recorder.record(Event { pod: None, field_path: None, kind, reason: reason.into(), message });
+    };
+    match cgroups.enforce_reserved(reserved).await {
+        Ok(()) => {
+            let message =
+                format!("Updated limits on {} reserved cgroup {cgroup}", reserved.whom.to_lowercase());
+            tell(Kind::Normal, "NodeAllocatableEnforced", message);
+            Ok(())
+        }
+        Err(error) => {
+            let whom = reserved.whom;
+            let message = format!("Failed to enforce {whom} Reserved Cgroup Limits on {cgroup:?}: {error}");
+            tell(Kind::Warning, "FailedNodeAllocatableEnforcement", message);
+            Err(StartError::Reserved(error))
+        }
+    }
 }
 
 /// The cgroup driver: the runtime's where it says, which has to be the configured one if there is one (KEP-4033).

@@ -244,6 +244,15 @@ fn check_machine(loaded: &Loaded) -> anyhow::Result<()> {
              on it"
         );
     }
+    if !v2 && config.single_process_oom_kill == Some(false) {
+        bail!("singleProcessOOMKill: false needs cgroup v2, and this machine uses cgroup v1");
+    }
+    if config.protect_kernel_defaults {
+        let differences = crate::node::kernel_differences(Path::new("/proc/sys"));
+        if !differences.is_empty() {
+            bail!("protectKernelDefaults: true, and {}", differences.join("; "));
+        }
+    }
     if config.fail_swap_on {
         let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
         if let Some(device) = swaps.lines().nth(1) {

@@ -3,7 +3,7 @@
 //! Called once by `main`. It reads the machine (addresses, capacity, resolv.conf) and decides nothing that outlives it.
 
 use crate::assemble::Settings;
-use crate::cgroup::{CgroupConfig, Driver, NodeValues};
+use crate::cgroup::{CgroupConfig, Driver};
 use crate::clock::Clock;
 use crate::config::{KubeletConfiguration, Loaded};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
@@ -15,14 +15,17 @@ use crate::node::{self, Capacity};
 use crate::pleg;
 use crate::pod::backoff;
 use crate::pod::dead::DeadConfig;
-use crate::pod::translate::{self, Allocatable, NodeFacts, ResolvConf};
+use crate::pod::translate::memory::Swap;
+use crate::pod::translate::{self, NodeFacts, ResolvConf};
 use crate::quantity;
 use crate::trace::Tracer;
 use crate::userns;
 use crate::world::admit;
 use crate::world::affinity::NodeLabels;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+
+mod reserved;
 
 /// Why no settings can be made: the machine does not fit what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,14 @@ pub enum SettingsError {
         /// Of how much.
         capacity: i64,
     },
+    /// Nothing is reserved, and that is to be enforced.
+    #[error("enforceNodeAllocatable: {option:?} needs {field}, which reserves nothing")]
+    NothingReserved {
+        /// Such as `kube-reserved`.
+        option: String,
+        /// Such as `kubeReserved`.
+        field: &'static str,
+    },
 }
 
 impl Settings {
@@ -90,7 +101,8 @@ impl Settings {
             .map_err(|source| SettingsError::RootDir { path: root_dir.clone(), source })?;
         let hostname = node::hostname();
         let capacity = Capacity::read(Path::new("/proc"), Path::new("/sys"), &root_dir)?;
-        let allocatable = allocatable(loaded, &capacity)?;
+        let allocatable = reserved::allocatable(loaded, &capacity)?;
+        let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let override_name = Some(flags.hostname_override.as_str()).filter(|n| !n.is_empty());
         let facts = NodeFacts {
             node_name: node::node_name(override_name, &hostname)?,
@@ -110,8 +122,13 @@ impl Settings {
             allocatable,
             capacity_memory: capacity.memory,
             hugepage_sizes: capacity.huge_pages.iter().map(|h| h.size).collect(),
-            cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+            cgroup_v2,
             swap_accounting: swap_accounting(),
+            swap: match config.memory_swap.swap_behavior.as_str() {
+                "LimitedSwap" => Swap::Limited { capacity: capacity.swap },
+                _ => Swap::None,
+            },
+            memory_qos: reserved::memory_qos(loaded, &capacity).filter(|_| cgroup_v2),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             thermal_throttle_paths: thermal_throttle_paths(),
             runtime: Default::default(),
@@ -137,9 +154,10 @@ impl Settings {
                     "systemd" => Driver::Systemd,
                     _ => Driver::Cgroupfs,
                 }),
+                reserved: reserved::enforced(loaded, cgroup_v2)?,
                 ..CgroupConfig::host(&config.cgroup_root, config.cgroups_per_qos)
             },
-            node_cgroup: node_cgroup(loaded, &capacity, &allocatable),
+            node_cgroup: reserved::node_cgroup(loaded, &capacity, &allocatable, cgroup_v2),
             backoff_cap: cap.map_or(backoff::DEFAULT_CAP, |c| c.to_std()),
             dead: DeadConfig {
                 on_node: usize::try_from(flags.maximum_dead_containers).ok(),
@@ -240,73 +258,6 @@ fn user_ids(config: &KubeletConfiguration, pods: i64) -> Result<userns::Pool, us
 fn max_pods(max: i32, per_core: i32, cpu_milli: i64) -> i64 {
     let max = i64::from(max);
     if per_core > 0 { max.min(i64::from(per_core) * (cpu_milli / 1000)) } else { max }
-}
-
-/// What is left for pods after reservations and the memory at which eviction would begin.
-fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, SettingsError> {
-    let config = &loaded.config;
-    let cpu = reserved(loaded, "cpu", |n| n.milli());
-    let memory = reserved(loaded, "memory", |n| n.value()).saturating_add(threshold(
-        &config.eviction_hard,
-        "memory.available",
-        capacity.memory,
-    ));
-    let storage = reserved(loaded, "ephemeral-storage", |n| n.value()).saturating_add(threshold(
-        &config.eviction_hard,
-        "nodefs.available",
-        capacity.ephemeral_storage,
-    ));
-    let left = |field, capacity: i64, reserved: i64| {
-        if reserved > capacity {
-            return Err(SettingsError::Reserved { field, reserved, capacity });
-        }
-        Ok(capacity - reserved)
-    };
-    let huge: i64 = capacity.huge_pages.iter().map(|h| h.size.saturating_mul(h.count)).sum();
-    Ok(Allocatable {
-        cpu_milli: left("kubeReserved and systemReserved: cpu", capacity.cpu_milli, cpu)?,
-        memory_bytes: left(
-            "kubeReserved, systemReserved and evictionHard: memory",
-            capacity.memory,
-            memory.saturating_add(huge),
-        )?,
-        ephemeral_bytes: left(
-            "kubeReserved, systemReserved and evictionHard: ephemeral-storage",
-            capacity.ephemeral_storage,
-            storage,
-        )?,
-    })
-}
-
-fn reserved(loaded: &Loaded, name: &str, of: impl Fn(quantity::Nano) -> i64) -> i64 {
-    let config = &loaded.config;
-    let texts = [&config.kube_reserved, &config.system_reserved].into_iter().filter_map(|map| map.get(name));
-    // Texts that are no quantities were refused when the configuration was read.
-    texts.filter_map(|t| quantity::parse(t).ok()).fold(0, |sum, n| sum.saturating_add(of(n)))
-}
-
-/// An eviction threshold as an amount: a quantity, or a percentage of `capacity`.
-fn threshold(thresholds: &BTreeMap<String, String>, signal: &str, capacity: i64) -> i64 {
-    let Some(text) = thresholds.get(signal) else { return 0 };
-    match text.strip_suffix('%').map(str::parse::<f64>) {
-        Some(Ok(percent)) => (capacity as f64 * percent / 100.0) as i64,
-        _ => quantity::parse(text).map_or(0, quantity::Nano::value),
-    }
-}
-
-/// Values of the cgroup that holds all pods: what pods may have, where that is enforced.
-fn node_cgroup(loaded: &Loaded, capacity: &Capacity, allocatable: &Allocatable) -> NodeValues {
-    let enforced = loaded.config.enforce_node_allocatable.iter().any(|e| e == "pods");
-    let memory = capacity.memory - reserved(loaded, "memory", |n| n.value());
-    NodeValues {
-        cpu_shares: Some(translate::cpu_shares(allocatable.cpu_milli).unsigned_abs()),
-        memory_limit: enforced.then_some(memory),
-        pids_limit: capacity
-            .pids
-            .filter(|_| enforced)
-            .map(|all| all - reserved(loaded, "pid", |n| n.value())),
-        ..NodeValues::default()
-    }
 }
 
 /// What is wrong with the file from the start is told at the start; it is read again for each pod.

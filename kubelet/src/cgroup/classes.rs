@@ -81,8 +81,7 @@ impl Cgroups {
         let node = self.inner.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut values = values::of_class(qos, &requested, &node);
         if qos == Qos::Guaranteed {
-            let of_node = PodValues::from(&node);
-            values = PodValues { memory_min: values.memory_min, cpus: self.node_cpus()?, ..of_node };
+            values.cpus = self.node_cpus()?;
         } else {
             // What is in use cannot be taken away, or only with the processes that use it.
             let used = self.memory_used(&self.inner.layout.class(qos));

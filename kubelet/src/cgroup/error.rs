@@ -65,6 +65,36 @@ pub enum Error {
         /// As configured.
         value: String,
     },
+    /// A reservation is to be enforced on something that is no cgroup's name.
+    #[error("{field}: {cgroup:?} can name no cgroup")]
+    ReservedName {
+        /// Such as `kubeReservedCgroup`.
+        field: &'static str,
+        /// As configured.
+        cgroup: String,
+    },
+    /// A reservation is to be enforced on a cgroup that is not there.
+    #[error("{field}: {cgroup:?}: there is no cgroup {dir}")]
+    NoReserved {
+        /// Such as `kubeReservedCgroup`.
+        field: &'static str,
+        /// As configured.
+        cgroup: String,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// A reservation is below what is used already.
+    #[error("{field}: {cgroup:?} uses {used} bytes of memory, more than the {limit} reserved for it")]
+    ReservedInUse {
+        /// Such as `kubeReservedCgroup`.
+        field: &'static str,
+        /// As configured.
+        cgroup: String,
+        /// Bytes that cannot be taken back.
+        used: i64,
+        /// Bytes.
+        limit: i64,
+    },
     /// A UID that cannot be part of a directory name.
     #[error("pod uid {uid:?} cannot name a cgroup")]
     Uid {

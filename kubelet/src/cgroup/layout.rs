@@ -121,7 +121,7 @@ impl Layout {
 }
 
 /// Checks `cgroupRoot` and brings it to the form that paths are appended to: empty, or `/a/b`.
-fn normal_root(value: &str) -> Result<String, Error> {
+pub(super) fn normal_root(value: &str) -> Result<String, Error> {
     if value.is_empty() || value == "/" {
         return Ok(String::new());
     }

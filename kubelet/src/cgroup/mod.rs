@@ -1,10 +1,10 @@
 //! Cgroups: the node's, the QoS classes' and the pods' (containers' belong to the runtime), on v1, hybrid and v2, made
 //! directly (`cgroupfs`) or as slices of systemd (`systemd`).
 //!
-//! `assemble` calls [`Cgroups::detect`] and [`Cgroups::setup_node`] once and runs [`Cgroups::keep_classes`]; pod actors
+//! `assemble` calls [`Cgroups::detect`], [`Cgroups::setup_node`] and [`Cgroups::enforce_reserved`] once and runs [`Cgroups::keep_classes`]; pod actors
 //! call [`Cgroups::pod_parent`], [`Cgroups::create_pod`] and [`Cgroups::remove_pod`]; `world` calls
 //! [`Cgroups::update_qos`]; the clean-up after a restart calls [`Cgroups::list_pods`]. The room never touches a cgroup
-//! outside `<cgroupRoot>/kubepods` (but for enabling v2 controllers on the way there), never moves a process, and
+//! outside `<cgroupRoot>/kubepods` (but for enabling v2 controllers on the way there, and reservations), never moves a process, and
 //! remembers nothing that it could not find again in the file system.
 //!
 //! | | waits for |
@@ -23,14 +23,16 @@ mod files;
 mod hierarchy;
 pub mod layout;
 mod lookup;
-mod systemd;
+mod reserved;
+pub mod systemd;
 pub mod values;
 
 pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
 pub use lookup::{Lookup, container_of_dir};
+pub use reserved::Reserved;
 pub use systemd::Places;
-pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Requested};
+pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Protection, Requested};
 
 use crate::api::{PodUid, Qos};
 use layout::Layout;
@@ -67,6 +69,8 @@ pub struct CgroupConfig {
     pub driver: Option<Driver>,
     /// Where systemd answers.
     pub systemd: Places,
+    /// Reservations to enforce at start.
+    pub reserved: Vec<Reserved>,
 }
 
 impl CgroupConfig {
@@ -79,6 +83,7 @@ impl CgroupConfig {
             per_qos,
             driver: None,
             systemd: Places::host(),
+            reserved: Vec::new(),
         }
     }
 }
@@ -390,5 +395,7 @@ fn make_with_parents(
     Ok(())
 }
 
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod tests;

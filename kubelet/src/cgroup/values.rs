@@ -23,11 +23,22 @@ pub struct NodeValues {
     pub pids_limit: Option<i64>,
     /// Bytes per size of huge pages; sizes not named are left alone.
     pub hugetlb: Vec<HugetlbLimit>,
-    /// Memory is protected (KEP-2570): the node's and the classes' cgroups guarantee what their pods request, and what
-    /// no longer is requested is taken back.
-    pub protect_memory: bool,
+    /// What of the memory that pods request their classes protect (KEP-2570).
+    pub protection: Protection,
     /// `qosReserved`: what the classes below may not use of the memory that better ones request.
     pub reserve_memory: Option<MemoryReserve>,
+}
+
+/// Memory QoS of the classes: `memory.min` of all pods, `memory.low` of the burstable ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protection {
+    /// The feature is off: left alone.
+    #[default]
+    Off,
+    /// `memoryReservationPolicy: None`: nothing, and what was protected before is not any more.
+    Nothing,
+    /// `memoryReservationPolicy: TieredReservation`: what the pods request.
+    Requests,
 }
 
 /// `qosReserved: {memory: …%}`.
@@ -191,13 +202,16 @@ pub fn hugetlb_of_pod(asked: &[HugetlbLimit], kernel_sizes: &[String]) -> Vec<Hu
 /// The values of the class's cgroup for what its pods request; those of the guaranteed class are of the cgroup of all
 /// pods. Without CPU requests a class has the least share.
 pub fn of_class(qos: Qos, asked: &Requested, node: &NodeValues) -> PodValues {
-    let mut values = PodValues::default();
+    let mut values = if qos == Qos::Guaranteed { PodValues::from(node) } else { PodValues::default() };
     let milli = if qos == Qos::Burstable { asked.burstable_milli } else { 0 };
-    values.cpu_shares = (qos != Qos::Guaranteed).then(|| shares_of_milli(milli));
+    if qos != Qos::Guaranteed {
+        values.cpu_shares = Some(shares_of_milli(milli));
+    }
     let all = asked.guaranteed_memory.saturating_add(asked.burstable_memory);
-    if node.protect_memory {
-        values.memory_min = (qos == Qos::Guaranteed).then_some(all);
-        values.memory_low = (qos == Qos::Burstable).then_some(asked.burstable_memory);
+    if node.protection != Protection::Off {
+        let protected = |bytes| if node.protection == Protection::Requests { bytes } else { 0 };
+        values.memory_min = (qos == Qos::Guaranteed).then_some(protected(all));
+        values.memory_low = (qos == Qos::Burstable).then_some(protected(asked.burstable_memory));
     }
     if let Some(MemoryReserve { percent, allocatable }) = node.reserve_memory {
         let kept = match qos {
@@ -208,7 +222,9 @@ pub fn of_class(qos: Qos, asked: &Requested, node: &NodeValues) -> PodValues {
             }
         };
         // Nothing at all would be no limit.
-        values.memory_limit = kept.map(|kept| (allocatable - kept).max(1));
+        if let Some(kept) = kept {
+            values.memory_limit = Some((allocatable - kept).max(1));
+        }
     }
     values
 }
@@ -321,7 +337,7 @@ mod tests {
         assert_eq!(shares(Qos::Burstable), Some(2150));
         assert_eq!(shares(Qos::BestEffort), Some(2));
         // As memoryqos.json has them with TieredReservation in batch1.
-        let tiered = NodeValues { protect_memory: true, ..plain.clone() };
+        let tiered = NodeValues { protection: Protection::Requests, ..plain.clone() };
         let of = |qos| of_class(qos, &asked, &tiered);
         assert_eq!(
             (of(Qos::Guaranteed).memory_min, of(Qos::Guaranteed).memory_low),
@@ -332,6 +348,10 @@ mod tests {
             (None, Some(3_476_029_440))
         );
         assert_eq!((of(Qos::BestEffort).memory_min, of(Qos::BestEffort).memory_low), (None, None));
+        let none = NodeValues { protection: Protection::Nothing, ..plain.clone() };
+        assert_eq!(of_class(Qos::Guaranteed, &asked, &none).memory_min, Some(0));
+        assert_eq!(of_class(Qos::Burstable, &asked, &none).memory_low, Some(0));
+        assert_eq!(of_class(Qos::Burstable, &asked, &plain).memory_low, None);
     }
 
     #[test]

@@ -32,7 +32,6 @@ const CPU: &str = "CPUs are not assigned to containers yet";
 const NUMA: &str = "NUMA nodes are not managed yet";
 const SHUTDOWN: &str = "node shutdown is not handled yet";
 const CSR: &str = "certificates are not requested from a cluster yet";
-const MEMORY_QOS: &str = "memory is not throttled or protected yet";
 const STATS: &str = "the agent has no such statistics library";
 const LOG_STREAMS: &str = "log streams are not split or buffered yet";
 
@@ -93,7 +92,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("cgroupRoot", Supported),
     ("cgroupsPerQOS", Supported),
     ("cgroupDriver", Supported),
-    ("singleProcessOOMKill", NotYet("memory.oom.group is not set yet")),
+    ("singleProcessOOMKill", Supported),
     ("cpuManagerPolicy", NotYet(CPU)),
     ("cpuManagerPolicyOptions", NotYet(CPU)),
     ("cpuManagerReconcilePeriod", NotYet(CPU)),
@@ -101,7 +100,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("topologyManagerPolicy", NotYet(NUMA)),
     ("topologyManagerScope", NotYet(NUMA)),
     ("topologyManagerPolicyOptions", NotYet(NUMA)),
-    ("qosReserved", NotYet("requests are not reserved by QoS class yet")),
+    ("qosReserved", Supported),
     ("runtimeRequestTimeout", Supported),
     ("hairpinMode", Noted("the pod network's plugins decide, as with the stock kubelet")),
     ("maxPods", Supported),
@@ -127,13 +126,13 @@ const FIELDS: &[(&str, Status)] = &[
     ("mergeDefaultEvictionSettings", Supported),
     ("podsPerCore", Supported),
     ("enableControllerAttachDetach", Noted(API)),
-    ("protectKernelDefaults", NotYet("kernel settings are neither checked nor changed yet")),
+    ("protectKernelDefaults", Supported),
     ("makeIPTablesUtilChains", Only(&["false"], "the chains are not made")),
     ("iptablesMasqueradeBit", Noted("no packets are marked")),
     ("iptablesDropBit", Noted("no packets are marked")),
     ("featureGates", Supported),
     ("failSwapOn", Supported),
-    ("memorySwap.swapBehavior", Only(&["\"NoSwap\""], "swap for pods is not supported yet")),
+    ("memorySwap.swapBehavior", Supported),
     ("containerLogMaxSize", Supported),
     ("containerLogMaxFiles", Supported),
     ("containerLogMaxWorkers", Supported),
@@ -143,9 +142,9 @@ const FIELDS: &[(&str, Status)] = &[
     ("kubeReserved", Supported),
     ("reservedSystemCPUs", NotYet(CPU)),
     ("showHiddenMetricsForVersion", NotYet("there are no hidden metrics")),
-    ("systemReservedCgroup", NotYet("reservations are not enforced on cgroups of the system yet")),
-    ("kubeReservedCgroup", NotYet("reservations are not enforced on cgroups of the system yet")),
-    ("enforceNodeAllocatable", Only(&["[\"none\"]", "[]"], "reservations are not enforced on cgroups of the system yet")),
+    ("systemReservedCgroup", Supported),
+    ("kubeReservedCgroup", Supported),
+    ("enforceNodeAllocatable", Supported),
     ("allowedUnsafeSysctls", Supported),
     ("volumePluginDir", Noted("there are no flexvolume drivers")),
     ("providerID", Noted(API)),
@@ -165,8 +164,8 @@ const FIELDS: &[(&str, Status)] = &[
     ("enableProfilingHandler", Only(&["false"], "profiles are not served yet")),
     ("enableDebugFlagsHandler", Only(&["false"], "the log verbosity is not served yet")),
     ("seccompDefault", Supported),
-    ("memoryThrottlingFactor", NotYet(MEMORY_QOS)),
-    ("memoryReservationPolicy", NotYet(MEMORY_QOS)),
+    ("memoryThrottlingFactor", Supported),
+    ("memoryReservationPolicy", Supported),
     ("registerWithTaints", Noted(API)),
     ("registerNode", Noted(API)),
     ("tracing", Supported),

@@ -127,8 +127,8 @@ fn asking_an_api_server_that_is_not_there_is_refused() {
 fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
     assert_eq!(
         Start::with(
-            "cpuManagerPolicy: static\nmemorySwap: {swapBehavior: LimitedSwap}\n\
-             shutdownGracePeriod: 30s\nfeatureGates: {MemoryQoS: true, WatchList: false}\n\
+            "cpuManagerPolicy: static\n\
+             shutdownGracePeriod: 30s\nfeatureGates: {CRIListStreaming: true, WatchList: false}\n\
              evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}\n"
         )
         .flags(&["--lock-file=/l", "--housekeeping-interval=1s", "--storage-driver-user=x"])
@@ -138,12 +138,11 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
             "not supported yet: cpuManagerPolicy (--cpu-manager-policy): \"static\": CPUs are not assigned to containers yet; only \"none\" is accepted",
             "not supported yet: evictionSoft (--eviction-soft): {\"memory.available\":\"1Gi\"}: pods are not evicted yet; only nothing is accepted",
             "not supported yet: evictionSoftGracePeriod (--eviction-soft-grace-period): {\"memory.available\":\"1m\"}: pods are not evicted yet; only nothing is accepted",
-            "not supported yet: memorySwap.swapBehavior: \"LimitedSwap\": swap for pods is not supported yet; only nothing and \"NoSwap\" are accepted",
             "not supported yet: shutdownGracePeriod: \"30s\": node shutdown is not handled yet; only \"0s\" is accepted",
             "not supported yet: --housekeeping-interval: \"1s\": the agent has no such statistics library; only \"10s\" is accepted",
             "not supported yet: --lock-file: \"/l\": the agent takes no lock file yet; only nothing is accepted",
             "not supported yet: --storage-driver-user: \"x\": the agent has no such statistics library; only \"root\" is accepted",
-            "not supported yet: featureGates.MemoryQoS (--feature-gates): true: the agent cannot switch this feature; only false is accepted",
+            "not supported yet: featureGates.CRIListStreaming (--feature-gates): true: the agent cannot switch this feature; only false is accepted",
         ]
     );
 }

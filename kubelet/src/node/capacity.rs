@@ -9,6 +9,8 @@ pub struct Capacity {
     pub cpu_milli: i64,
     /// Bytes, as the kernel counts them (`MemTotal`).
     pub memory: i64,
+    /// Bytes of swap (`SwapTotal`).
+    pub swap: i64,
     /// Bytes of the file system that holds the root directory.
     pub ephemeral_storage: i64,
     /// Tasks the kernel allows at once; `None` where it does not say.
@@ -53,7 +55,9 @@ impl Capacity {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
             cpu_milli: i64::try_from(cpus).unwrap_or(1) * 1000,
-            memory: memory(&proc.join("meminfo"))?,
+            memory: memory(&proc.join("meminfo"), "MemTotal")?,
+            // A kernel without swap may not have the line.
+            swap: memory(&proc.join("meminfo"), "SwapTotal").unwrap_or(0),
             ephemeral_storage: storage(root_dir)?,
             pids: pids(&proc.join("sys/kernel")),
             huge_pages: huge_pages(&sys.join("kernel/mm/hugepages")),
@@ -61,15 +65,15 @@ impl Capacity {
     }
 }
 
-fn memory(path: &Path) -> Result<i64, CapacityError> {
+fn memory(path: &Path, line: &'static str) -> Result<i64, CapacityError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| CapacityError::Io { path: path.to_owned(), source })?;
     let kib = text
         .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .find_map(|l| l.strip_prefix(line)?.strip_prefix(':'))
         .and_then(|l| l.trim().strip_suffix("kB"))
         .and_then(|n| n.trim().parse::<i64>().ok());
-    kib.map(|k| k * 1024).ok_or(CapacityError::Format { path: path.to_owned(), line: "MemTotal" })
+    kib.map(|k| k * 1024).ok_or(CapacityError::Format { path: path.to_owned(), line })
 }
 
 fn storage(dir: &Path) -> Result<i64, CapacityError> {
@@ -107,7 +111,11 @@ mod tests {
     #[test]
     fn a_machine_is_read_from_its_files() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("meminfo"), "MemTotal:       24579948 kB\nMemFree: 1 kB\n").unwrap();
+        std::fs::write(
+            dir.path().join("meminfo"),
+            "MemTotal:       24579948 kB\nMemFree: 1 kB\nSwapTotal: 8 kB\n",
+        )
+        .unwrap();
         let pages = dir.path().join("kernel/mm/hugepages/hugepages-2048kB");
         std::fs::create_dir_all(&pages).unwrap();
         std::fs::write(pages.join("nr_hugepages"), "3\n").unwrap();
@@ -117,6 +125,7 @@ mod tests {
         std::fs::write(kernel.join("threads-max"), "190000\n").unwrap();
         let capacity = Capacity::read(dir.path(), dir.path(), dir.path()).unwrap();
         assert_eq!(capacity.pids, Some(32_768));
+        assert_eq!(capacity.swap, 8192);
         assert_eq!(capacity.memory, 24_579_948 * 1024);
         assert_eq!(capacity.huge_pages, [HugePages { size: 2 << 20, count: 3 }]);
         assert!(capacity.cpu_milli >= 1000 && capacity.ephemeral_storage > 0);

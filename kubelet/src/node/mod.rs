@@ -4,9 +4,11 @@
 
 mod address;
 mod capacity;
+mod kernel;
 
 pub use address::{AddressError, node_addresses};
 pub use capacity::{Capacity, CapacityError, HugePages};
+pub use kernel::kernel_differences;
 
 /// The name under which the machine is a node: the override, or the hostname; lower-cased and trimmed as upstream does.
 pub fn node_name(hostname_override: Option<&str>, hostname: &str) -> Result<String, NameError> {

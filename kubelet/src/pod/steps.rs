@@ -282,7 +282,9 @@ impl Steps {
     }
 
     pub async fn release_cgroup(&mut self, pod: &Pod) -> Result<(), Failure> {
+        let began = Instant::now();
         let removed = remove_cgroup(&self.rooms.cgroups, translate::qos_class(pod), &self.pod.uid).await;
+        self.rooms.metrics.cgroup_manager_duration.with(["destroy"]).observe_duration(began.elapsed());
         self.cgroup_gone(removed, "remove the pod's cgroup")?;
         self.cgroup_made = false;
         self.limits = None;

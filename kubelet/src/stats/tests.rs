@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::{Pod, PodRef, PodUid, Qos};
-use crate::cgroup::{CgroupConfig, Cgroups, Driver, Places};
+use crate::cgroup::{CgroupConfig, Cgroups, Driver};
 use cri::v1;
 use futures::future::BoxFuture;
 use std::path::Path;
@@ -44,10 +44,8 @@ impl Tree {
         let config = CgroupConfig {
             fs_root: self.dir.path().join("cg"),
             mount_table: self.dir.path().join("mountinfo"),
-            cgroup_root: String::new(),
-            per_qos: true,
             driver: Some(Driver::Cgroupfs),
-            systemd: Places::host(),
+            ..CgroupConfig::host("", true)
         };
         Cgroups::detect(config).unwrap().lookup()
     }

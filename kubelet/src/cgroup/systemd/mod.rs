@@ -138,6 +138,21 @@ impl Systemd {
         }
     }
 
+    /// Gives the unit, which is somebody else's and there, `values` until the machine ends.
+    pub async fn set(&self, unit: &str, values: &[Property]) -> Result<(), Error> {
+        let mut result = self.set_once(unit, values).await;
+        if self.lost(&result) {
+            result = self.set_once(unit, values).await;
+        }
+        result.map_err(|cause| error("set properties of", unit, &cause))
+    }
+
+    async fn set_once(&self, unit: &str, values: &[Property]) -> Result<(), Failed> {
+        let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
+        self.link().await?.call("SetUnitProperties", &(unit, true, &own)).await?;
+        Ok(())
+    }
+
     /// The unit, and what is in it, is gone.
     pub async fn stop(&self, unit: &str) -> Result<(), Error> {
         let mut result = self.stop_once(unit).await;

@@ -70,7 +70,7 @@ pub(super) fn validate(
     limits::addresses_and_paths(config, &mut report);
     limits::images(config, gates, &mut report);
     resources::allocatable(config, &mut report);
-    resources::reserved(config, &mut report);
+    resources::reserved(config, gates, &mut report);
     resources::shutdown(config, gates, &mut report);
     resources::memory(config, gates, &mut report);
     resources::back_off(config, gates, &mut report);

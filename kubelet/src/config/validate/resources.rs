@@ -62,7 +62,7 @@ pub(super) fn allocatable(c: &KubeletConfiguration, report: &mut Report) {
     }
 }
 
-pub(super) fn reserved(c: &KubeletConfiguration, report: &mut Report) {
+pub(super) fn reserved(c: &KubeletConfiguration, gates: &FeatureGates, report: &mut Report) {
     for (path, map) in [("systemReserved", &c.system_reserved), ("kubeReserved", &c.kube_reserved)] {
         for (resource, amount) in map {
             if !["cpu", "memory", "ephemeral-storage", "pid"].contains(&resource.as_str()) {
@@ -74,6 +74,9 @@ pub(super) fn reserved(c: &KubeletConfiguration, report: &mut Report) {
         }
     }
     for (resource, share) in &c.qos_reserved {
+        if !gates.enabled("QOSReserved") {
+            report.fail(&format!("qosReserved[{resource}]"), share, "needs feature gate QOSReserved");
+        }
         if resource != "memory" {
             report.fail("qosReserved", resource, "cannot be reserved; only memory can");
         }

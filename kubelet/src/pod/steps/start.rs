@@ -32,6 +32,8 @@ impl Steps {
             let began = tokio::time::Instant::now();
             let made = cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values).await;
             trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
+            let what = if self.limits.is_some() { "update" } else { "create" };
+            self.rooms.metrics.cgroup_manager_duration.with([what]).observe_duration(began.elapsed());
             made
         };
         if let Err(error) = made {

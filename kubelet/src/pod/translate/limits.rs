@@ -1,8 +1,8 @@
 //! Resource amounts in the kernel's terms: CPU shares, quotas, memory limits, OOM scores, huge pages; for
 //! containers and sandboxes over CRI, and for the pod's own cgroup, which the agent writes itself.
 
-use super::NodeFacts;
 use super::resources::{self, HUGEPAGES, Overhead, ResourceList};
+use super::{NodeFacts, memory};
 use crate::api::{Container, Origin, Pod, Qos, spec};
 use crate::cgroup::{HugetlbLimit, PodValues};
 use crate::quantity::{self, Nano};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// The annotation that says where a pod came from.
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 /// The least priority of system-critical pods.
-const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+pub(super) const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
 /// The least `cpu.shares` the kernel takes.
 const MIN_SHARES: i64 = 2;
 /// The most.
@@ -62,8 +62,11 @@ pub fn pod_cgroup_resources(pod: &Pod, facts: &NodeFacts) -> PodValues {
         None
     };
     let memory_limit = Some(amount(&sums.limits, "memory").value()).filter(|v| *v > 0 && limited("memory"));
+    let (memory_min, memory_low) = memory::of_pod(pod, facts);
     PodValues {
         cpu_shares: u64::try_from(cpu_shares).ok(),
+        memory_min,
+        memory_low,
         cpu_period_us: cpu_quota.and(u64::try_from(facts.cfs_period_us).ok()),
         cpu_quota_us: cpu_quota,
         memory_limit,
@@ -153,12 +156,8 @@ pub fn container_resources(pod: &Pod, container: &Container, facts: &NodeFacts) 
         .into_iter()
         .map(|(size, limit)| HugepageLimit { page_size: hugepage_name(size), limit })
         .collect();
-    // Pods get no swap: on v2 the file says so, on v1 memory and swap together get the memory's limit.
-    if facts.swap_accounting && facts.cgroup_v2 {
-        out.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
-    } else if facts.swap_accounting {
-        out.memory_swap_limit_in_bytes = out.memory_limit_in_bytes;
-    }
+    memory::swap_of_container(pod, container, facts, &mut out);
+    memory::qos_of_container(pod, container, facts, &mut out);
     out
 }
 
@@ -199,14 +198,18 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, capacity: i64) -> i64 {
     adj.clamp(OOM_BEST_EFFORT + OOM_PROTECTED, OOM_BEST_EFFORT - 1)
 }
 
+/// The pod did not come from the API server.
+pub(super) fn is_static(pod: &Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_SOURCE));
+    source.is_some_and(|s| s != Origin::Api.as_str())
+}
+
 /// A pod of class `system-node-critical` that really is critical: by its priority, or because it did not come from the
 /// API server.
 fn is_node_critical(pod: &Pod) -> bool {
     let spec = spec(pod);
-    let source = pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_SOURCE));
-    let is_static = source.is_some_and(|s| s != Origin::Api.as_str());
     spec.priority_class_name.as_deref() == Some("system-node-critical")
-        && (is_static || spec.priority.unwrap_or(0) >= SYSTEM_CRITICAL_PRIORITY)
+        && (is_static(pod) || spec.priority.unwrap_or(0) >= SYSTEM_CRITICAL_PRIORITY)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! | environment | [`env`], [`fields`], [`envfile`] |
 //! | requests and limits of the whole pod, QoS class | [`resources`] |
 //! | shares, quotas, OOM scores, the pod's cgroup | [`limits`] |
+//! | protected, throttled and swapped memory | [`memory`] |
 //! | security contexts | [`security`] |
 //! | annotations and the hash on containers | [`annotations`], [`hash`] |
 //! | the messages | [`sandbox`], [`container`] |
@@ -31,6 +32,7 @@ pub mod hash;
 pub mod hostname;
 pub mod hosts;
 pub mod limits;
+pub mod memory;
 pub mod resources;
 pub mod sandbox;
 pub mod security;
@@ -93,6 +95,10 @@ pub struct NodeFacts {
     pub cgroup_v2: bool,
     /// The kernel accounts swap per cgroup, so that containers can be denied it.
     pub swap_accounting: bool,
+    /// Swap for containers.
+    pub swap: memory::Swap,
+    /// Protected and throttled memory.
+    pub memory_qos: Option<memory::MemoryQos>,
     /// The kernel enforces SELinux or tells of it: what the agent manages is labelled for its containers.
     pub selinux: bool,
     /// The machine's `/sys/devices/system/cpu/cpu*/thermal_throttle` directories, masked like the other default paths.

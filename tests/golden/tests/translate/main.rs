@@ -14,13 +14,16 @@ mod node;
 use case::{Case, POD_IP, cases, differences, golden_dir, normalised};
 use golden::protojson::to_json;
 use k8s_openapi::api::core::v1::Pod;
-use kubelet::api::spec;
+use kubelet::api::{Qos, spec};
+use kubelet::cgroup::{NodeValues, PodValues, Protection, Requested};
+use kubelet::pod::translate::memory::MemoryQos;
 use kubelet::pod::translate::{
-    NodeFacts, etc_hosts, pod_cgroup_resources, pod_hostname, qos_class, sandbox_config,
+    NodeFacts, etc_hosts, pod_cgroup_resources, pod_hostname, pod_resources, qos_class, sandbox_config,
 };
 use node::{Recorded, build_container, build_resources, cgroup_parent, facts, resolv_conf};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Cases whose requests differ, and why. One that agrees again must leave this list; all others must agree.
 const DIFFER: [(&str, &str); 2] = [
@@ -210,8 +213,95 @@ fn v2_default(file: &str) -> &'static str {
     match file {
         "cpu.max" => "max 100000",
         "cpu.weight" => "100",
+        "memory.min" | "memory.low" => "0",
         _ => "max",
     }
+}
+
+/// Every recording on cgroup v2, with the node's memory QoS.
+fn recorded_v2(golden: &Path) -> Vec<(String, Value, Option<MemoryQos>)> {
+    let read = |file: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(golden.join("cgroupv2").join(file)).unwrap()).unwrap()
+    };
+    let mut all: Vec<_> =
+        ["cgroupfs.json", "systemd.json"].map(|f| (f.to_owned(), read(f), None)).into_iter().collect();
+    for (key, recorded) in read("memoryqos.json").as_object().unwrap() {
+        let tiered = key.ends_with("TieredReservation");
+        // What is left of the memory after 200Mi and 150Mi.
+        let qos =
+            MemoryQos { tiered, throttling_factor: Some(0.9), allocatable: 6_318_186_496 - (350 << 20) };
+        all.push((format!("memoryqos.json {key}"), recorded.clone(), Some(qos)));
+    }
+    all
+}
+
+/// The names of the properties of a slice with `values`, as drop-ins are named, sorted.
+fn properties(values: &PodValues) -> Vec<String> {
+    let (all, _) = kubelet::cgroup::systemd::properties::v2(values).unwrap();
+    let mut names: Vec<String> = all
+        .into_iter()
+        .map(|(name, _)| name.replace("PerSecUSec", "").replace("PeriodUSec", "PeriodSec"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn on_cgroup_v2_the_classes_are_as_recorded() {
+    let Some(golden) = golden_dir() else { return };
+    let mut checked = 0;
+    for (file, recorded, memory_qos) in recorded_v2(&golden) {
+        let node = NodeValues {
+            cpu_shares: Some(if memory_qos.is_some() { 3788 } else { 4096 }),
+            memory_limit: Some(memory_qos.map_or(6_318_186_496, |q| q.allocatable)),
+            pids_limit: Some(48_284),
+            protection: match memory_qos {
+                None => Protection::Off,
+                Some(MemoryQos { tiered: false, .. }) => Protection::Nothing,
+                Some(_) => Protection::Requests,
+            },
+            ..NodeValues::default()
+        };
+        for (stage, seen) in recorded["stages"].as_object().unwrap() {
+            let mut asked = Requested::default();
+            for name in seen["pods"].as_object().unwrap().keys() {
+                let pod = case::static_pod(&recorded["pods"][name]["spec"]);
+                let requests = pod_resources(&pod).requests;
+                let memory = requests.get("memory").map_or(0, |m| m.value());
+                match qos_class(&pod) {
+                    Qos::Guaranteed => asked.guaranteed_memory += memory,
+                    Qos::Burstable => {
+                        asked.burstable_memory += memory;
+                        let milli = requests.get("cpu").map_or(0, |c| c.milli());
+                        asked.burstable_milli += u64::try_from(milli).unwrap();
+                    }
+                    Qos::BestEffort => {}
+                }
+            }
+            for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+                let end = match qos {
+                    Qos::Guaranteed => ["/kubepods", "/kubepods.slice"],
+                    Qos::Burstable => ["/kubepods/burstable", "/kubepods-burstable.slice"],
+                    Qos::BestEffort => ["/kubepods/besteffort", "/kubepods-besteffort.slice"],
+                };
+                let groups = seen["node"].as_object().unwrap();
+                let Some((path, group)) = groups.iter().find(|(p, _)| end.iter().any(|e| p.ends_with(e)))
+                else {
+                    continue;
+                };
+                let mut values = kubelet::cgroup::values::of_class(qos, &asked, &node);
+                for w in kubelet::cgroup::values::v2(&values) {
+                    assert_eq!(group[&w.file], w.value, "{file} {stage} {path} {}", w.file);
+                    checked += 1;
+                }
+                if let Some(set) = group["systemd"]["properties_set"].as_array() {
+                    values.cpus = (qos == Qos::Guaranteed).then(|| "0-3".to_owned());
+                    assert_eq!(properties(&values), *set, "{file} {stage} {path}");
+                }
+            }
+        }
+    }
+    assert!(checked > 60, "only {checked} values found");
 }
 
 #[test]
@@ -220,9 +310,8 @@ fn on_cgroup_v2_requests_and_pod_cgroups_are_as_recorded() {
     let facts =
         NodeFacts { cgroup_v2: true, capacity_memory: 6_318_186_496, hugepage_sizes: vec![], ..facts() };
     let mut checked = 0;
-    for file in ["cgroupfs.json", "systemd.json"] {
-        let text = std::fs::read_to_string(golden.join("cgroupv2").join(file)).unwrap();
-        let recorded: Value = serde_json::from_str(&text).unwrap();
+    for (file, recorded, memory_qos) in recorded_v2(&golden) {
+        let facts = NodeFacts { memory_qos, ..facts.clone() };
         for (name, entry) in recorded["pods"].as_object().unwrap() {
             let pod = case::static_pod(&entry["spec"]);
             let at = format!("{file} {name}");
@@ -238,14 +327,18 @@ fn on_cgroup_v2_requests_and_pod_cgroups_are_as_recorded() {
                 assert_eq!(ours, request["resources"], "{at} {container}");
                 checked += 1;
             }
-            if file == "systemd.json" {
-                // systemd rounds quotas to its own grain: the driver's affair.
-                continue;
-            }
-            let writes = kubelet::cgroup::values::v2(&pod_cgroup_resources(&pod, &facts));
+            let values = pod_cgroup_resources(&pod, &facts);
+            let writes = kubelet::cgroup::values::v2(&values);
             let stages = recorded["stages"].as_object().unwrap().values();
             let cgroup = stages.filter_map(|s| s["pods"].get(name)).next().map(|p| &p["pod"]);
-            for file in ["cpu.weight", "cpu.max", "memory.max", "pids.max"] {
+            if let Some(set) = cgroup.and_then(|c| c["systemd"]["properties_set"].as_array()) {
+                assert_eq!(properties(&values), *set, "{at}");
+            }
+            for file in ["cpu.weight", "cpu.max", "memory.max", "memory.min", "memory.low", "pids.max"] {
+                if file == "cpu.max" && recorded["kubelet_config"]["cgroupDriver"] == "systemd" {
+                    // It rounds quotas to its own grain: a test of the driver's.
+                    continue;
+                }
                 let ours = writes.iter().find(|w| w.file == file).map_or(v2_default(file), |w| &w.value);
                 if let Some(recorded) = cgroup.and_then(|c| c[file].as_str()) {
                     assert_eq!(ours, recorded, "{at} {file}");
