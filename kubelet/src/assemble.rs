@@ -85,6 +85,8 @@ pub struct Settings {
     pub prober: Option<Arc<dyn Prober>>,
     /// Where the spans of starts go.
     pub tracer: Tracer,
+    /// `volumeStatsAggPeriod`; `None`: volumes are not measured.
+    pub volume_stats_period: Option<Duration>,
     /// When containers' logs are rotated.
     pub log_rotation: RotationConfig,
     /// How often pleg looks when nothing tells it to.
@@ -227,7 +229,9 @@ impl Agent {
             stats::Config {
                 node_name: facts.node_name.clone(),
                 root_dir: settings.root_dir.clone(),
+                pod_logs_dir: facts.pod_logs_dir.clone(),
                 mount_table: settings.mount_table,
+                volume_period: settings.volume_stats_period,
             },
             cgroups.lookup(),
             Arc::new(measured::Measured { directory: directory.clone(), pleg: pleg.clone() }),

@@ -170,6 +170,9 @@ impl Settings {
             prober: None,
             // `process` starts one where it is asked for.
             tracer: Tracer::default(),
+            // Upstream's switch: less than nothing is never.
+            volume_stats_period: (config.volume_stats_agg_period.as_nanos() >= 0)
+                .then(|| config.volume_stats_agg_period.to_std()),
             log_rotation: log_rotation(config),
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())

@@ -30,7 +30,7 @@
 //!
 //! Production crates never depend on this one.
 
-mod apt;
+pub mod apt;
 pub mod bench;
 pub mod build;
 mod cmd;

@@ -86,7 +86,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("imageMaximumGCAge", Supported),
     ("imageGCHighThresholdPercent", Supported),
     ("imageGCLowThresholdPercent", Supported),
-    ("volumeStatsAggPeriod", NotYet("volumes are not measured yet")),
+    ("volumeStatsAggPeriod", Supported),
     ("kubeletCgroups", NotYet("the agent does not move itself into a cgroup yet")),
     ("systemCgroups", NotYet("system processes are not moved into a cgroup yet")),
     ("cgroupRoot", Supported),

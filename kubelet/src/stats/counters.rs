@@ -81,8 +81,9 @@ impl Open {
         }
     }
 
-    /// Everything but its processes. `None` if the cgroup went while it was being read.
-    pub fn read(&self, reader: &mut Reader) -> Option<Reading> {
+    /// Everything but its processes. `None` if the cgroup went while it was being read. `limits` are taken as they are where
+    /// the caller knows them: they are a third of the files.
+    pub fn read(&self, reader: &mut Reader, limits: Option<Limits>) -> Option<Reading> {
         let reading = Reading {
             at: Timestamp::now(),
             cpu: self.cpu(reader),
@@ -90,7 +91,7 @@ impl Open {
             tasks: self.of("pids").and_then(|d| reader.number(d, "pids.current")),
             io: self.io(reader),
             psi: self.pressure(reader),
-            limits: self.limits(reader),
+            limits: limits.unwrap_or_else(|| self.limits(reader)),
             processes: None,
             changed: self.changed(),
         };

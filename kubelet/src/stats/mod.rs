@@ -16,6 +16,7 @@
 mod build;
 mod counters;
 mod disk;
+mod disks;
 mod files;
 mod fresh;
 mod machine;
@@ -28,6 +29,7 @@ mod runtime;
 mod sample;
 mod subject;
 pub mod summary;
+mod usage;
 
 pub use runtime::Runtime;
 pub use subject::{Population, Subject, Unit};
@@ -38,6 +40,7 @@ use build::Machine;
 use bytes::Bytes;
 use counters::Open;
 use disk::Disk;
+use disks::Disks;
 use files::Reader;
 use fresh::Fresh;
 use futures::FutureExt;
@@ -54,8 +57,12 @@ pub struct Config {
     pub node_name: String,
     /// `--root-dir`
     pub root_dir: PathBuf,
+    /// `podLogsDir`
+    pub pod_logs_dir: PathBuf,
     /// `/proc/self/mountinfo`
     pub mount_table: PathBuf,
+    /// `volumeStatsAggPeriod`: how old what volumes take may be; `None`: volumes are not measured.
+    pub volume_period: Option<Duration>,
 }
 
 /// The room's handle. Cloning is cheap.
@@ -71,8 +78,9 @@ struct Inner {
     lookup: Lookup,
     runtime: Arc<dyn Runtime>,
     samples: Fresh<Sample>,
+    disks: Fresh<Disk>,
     /// Where the runtime keeps images and layers, as it told last.
-    stores: Mutex<Option<Stores>>,
+    stores: Arc<Mutex<Option<Stores>>>,
 }
 
 impl std::fmt::Debug for Stats {
@@ -127,34 +135,37 @@ impl Stats {
             booted: node::boot_time(&mut reader).unwrap_or_default(),
             memory: node::memory_capacity(&mut reader),
         };
-        let sampler =
-            Arc::new(Mutex::new(Sampler::new(lookup.clone(), population, config.mount_table.clone())));
+        let sampler = Sampler::new(lookup.clone(), population.clone(), config.mount_table.clone());
+        let sampler = Arc::new(Mutex::new(sampler));
         let samples = Fresh::spawn(move || {
             let sampler = sampler.clone();
+            let take = move || sampler.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move { blocking(take).await.unwrap_or_default() }.boxed()
+        });
+        let looks = Arc::new(Disks::new(config.clone(), runtime.clone()));
+        let stores = Arc::new(Mutex::new(None));
+        let newest = stores.clone();
+        let disks = Fresh::spawn(move || {
+            let (looks, population, newest) = (looks.clone(), population.clone(), newest.clone());
             async move {
-                let take = move || sampler.lock().unwrap_or_else(PoisonError::into_inner).take();
-                blocking(take).await.unwrap_or_default()
+                let (disk, told) = looks.look(population.subjects()).await;
+                if told.is_some() {
+                    *newest.lock().unwrap_or_else(PoisonError::into_inner) = told;
+                }
+                disk
             }
             .boxed()
         });
-        Self {
-            inner: Arc::new(Inner {
-                config,
-                machine,
-                identity: machine::identity(),
-                lookup,
-                runtime,
-                samples,
-                stores: Mutex::new(None),
-            }),
-        }
+        let identity = machine::identity();
+        Self { inner: Arc::new(Inner { config, machine, identity, lookup, runtime, samples, disks, stores }) }
     }
 
-    /// Everything `/stats/summary` shows. Cgroup and network counters are at most `max_age` old; how old what is used of
-    /// disks is, the `time` beside it tells. Never fails: what cannot be read is not in it.
+    /// Everything `/stats/summary` shows. Cgroup and network counters, file systems and what the runtime tells are at most
+    /// `max_age` old. Directories (volumes, logs) are counted again once `volumeStatsAggPeriod` has passed, large ones
+    /// later; the `time` beside them tells. Never fails: what cannot be read is not in it.
     pub async fn summary(&self, max_age: Duration) -> Arc<Summary> {
-        let sample = self.inner.samples.get(max_age).await;
-        let (machine, disk) = (self.inner.machine.clone(), self.disk(&sample).await);
+        let (sample, disk) = tokio::join!(self.inner.samples.get(max_age), self.inner.disks.get(max_age));
+        let machine = self.inner.machine.clone();
         let build = move || {
             let mut reader = Reader::default();
             let (swap, _) = counters::swap_of_machine(&mut reader);
@@ -196,8 +207,7 @@ impl Stats {
 
     /// Each pod: memory and CPU, ephemeral storage as a whole and by container and volume, processes. As `summary`.
     pub async fn pods(&self, max_age: Duration) -> Arc<Vec<PodStats>> {
-        let sample = self.inner.samples.get(max_age).await;
-        let disk = self.disk(&sample).await;
+        let (sample, disk) = tokio::join!(self.inner.samples.get(max_age), self.inner.disks.get(max_age));
         Arc::new(build::pods(&sample, &disk))
     }
 
@@ -267,10 +277,6 @@ impl Stats {
         *self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner) = Some(stores.clone());
         Ok(stores)
     }
-
-    async fn disk(&self, _: &Sample) -> Disk {
-        Disk { node: self.node_fs().await.ok(), ..Disk::default() }
-    }
 }
 
 fn memory(lookup: &Lookup, path: &str, capacity: Option<u64>) -> Option<NodeMemory> {
@@ -308,5 +314,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 pub(crate) mod tests;

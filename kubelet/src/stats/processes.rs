@@ -10,7 +10,8 @@ const FILES: u64 = 2048;
 /// Of a container with more processes than this, open files are not counted.
 const PROCESSES: usize = 256;
 
-/// Counts the processes of the cgroup `dir` (not of those below). `proc` is `/proc`. Also the id of the first.
+/// Counts the processes of the cgroup `dir` (not of those below). `proc` is `/proc`. Also the id of the first, whose limit
+/// of files is read.
 pub fn read(reader: &mut Reader, proc: &Dir, dir: &Dir) -> Option<(Processes, Option<u32>)> {
     let ids: Vec<u32> = lines(reader.read(dir, "cgroup.procs")?)
         .filter_map(|line| u32::try_from(number(line)?).ok())

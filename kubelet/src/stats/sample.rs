@@ -8,7 +8,7 @@ use super::files::{Dir, Reader};
 use super::machine::{self, DiskStats};
 use super::network;
 use super::processes;
-use super::reading::Reading;
+use super::reading::{Limits, Reading};
 use super::subject::{Population, Subject, Unit};
 use super::summary::Network;
 use crate::api::Qos;
@@ -16,6 +16,7 @@ use crate::cgroup::Lookup;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What one pass saw.
 #[derive(Debug, Default)]
@@ -72,7 +73,8 @@ pub struct Sampler {
     proc: Option<Dir>,
     reader: Reader,
     rates: HashMap<String, Rate>,
-    /// Grows with each sample: tells rates of cgroups that are gone.
+    limits: HashMap<String, Known>,
+    /// Grows with each sample: tells what is remembered of cgroups that are gone.
     round: u64,
     /// Which of the runtimes' ways to name a cgroup was met last.
     naming: usize,
@@ -94,6 +96,20 @@ struct Rate {
     round: u64,
 }
 
+/// The limits of a container, a sandbox or a pod.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    limits: Limits,
+    read: Instant,
+    /// The pod's object, by its address, and since when it is this one.
+    pod: (usize, Instant),
+    round: u64,
+}
+
+/// Limits change with the pod's object, some time after it; otherwise by strangers. Within this time of a change they are
+/// read with everything else, later as often as this.
+const LIMITS_AGE: Duration = Duration::from_secs(60);
+
 /// A rate over less time says little, `cpuacct` counts in ticks.
 const LEAST: i128 = 1_000_000_000;
 
@@ -106,7 +122,17 @@ impl Sampler {
     pub fn new(lookup: Lookup, population: Arc<dyn Population>, mount_table: PathBuf) -> Self {
         let proc = Dir::open(Path::new("/proc"));
         let reader = Reader::default();
-        Self { lookup, population, mount_table, proc, reader, rates: HashMap::new(), round: 0, naming: 0 }
+        Self {
+            lookup,
+            population,
+            mount_table,
+            proc,
+            reader,
+            rates: HashMap::new(),
+            limits: HashMap::new(),
+            round: 0,
+            naming: 0,
+        }
     }
 
     /// Reads everything.
@@ -122,6 +148,7 @@ impl Sampler {
         let pods = subjects.into_iter().map(|subject| self.pod(subject, network.as_ref())).collect();
         let round = self.round;
         self.rates.retain(|_, rate| rate.round == round);
+        self.limits.retain(|_, known| known.round == round);
         let disks = machine::disks(&mut self.reader, &self.mount_table);
         let devices = machine::device_names(&mut self.reader);
         Sample { root, pods_group, classes, agent, network, disks, devices, pods }
@@ -133,16 +160,17 @@ impl Sampler {
         let (Some(path), Some(open)) = (path, open) else {
             return PodSample { subject, group: None, sandbox: None, containers: Vec::new(), network: None };
         };
-        let sandbox = self.unit(&open, &path, &subject.sandbox);
+        let object = Arc::as_ptr(&subject.pod).addr();
+        let sandbox = self.unit(&open, &path, &subject.sandbox, object);
         let units = subject.containers.iter().enumerate();
-        let containers = units.filter_map(|(at, unit)| Some((at, self.unit(&open, &path, unit)?)));
+        let containers = units.filter_map(|(at, unit)| Some((at, self.unit(&open, &path, unit, object)?)));
         let containers: Vec<(usize, (Group, Option<u32>))> = containers.collect();
         let first = sandbox.iter().chain(containers.iter().map(|(_, u)| u)).find_map(|u| u.1);
         let network = match first {
             _ if subject.host_network() => node.cloned(),
             first => first.and_then(|id| self.network(id)),
         };
-        let group = self.read(path, &open);
+        let group = self.read_of_pod(path, &open, object);
         let containers = containers.into_iter().map(|(at, unit)| (at, unit.0)).collect();
         PodSample { subject, group, sandbox: sandbox.map(|u| u.0), containers, network }
     }
@@ -152,14 +180,14 @@ impl Sampler {
     }
 
     /// A container's cgroup with its processes, and the id of the first of them.
-    fn unit(&mut self, pod: &Open, path: &str, unit: &Unit) -> Option<(Group, Option<u32>)> {
+    fn unit(&mut self, pod: &Open, path: &str, unit: &Unit, object: usize) -> Option<(Group, Option<u32>)> {
         let others = (0..NAMINGS.len()).filter(|n| *n != self.naming);
         for naming in std::iter::once(self.naming).chain(others) {
             let (before, behind) = NAMINGS[naming];
             let name = format!("{before}{}{behind}", unit.id);
             let Some(open) = pod.child(&name) else { continue };
             self.naming = naming;
-            let mut group = self.read(format!("{path}/{name}"), &open)?;
+            let mut group = self.read_of_pod(format!("{path}/{name}"), &open, object)?;
             let dirs = self.proc.as_ref().zip(open.dir());
             let found = dirs.and_then(|(proc, dir)| processes::read(&mut self.reader, proc, dir));
             let (processes, first) = found.map_or((None, None), |(found, first)| (Some(found), first));
@@ -171,11 +199,25 @@ impl Sampler {
 
     fn group(&mut self, path: String) -> Option<Group> {
         let open = Open::new(&self.lookup, &path)?;
-        self.read(path, &open)
+        self.read(path, &open, None)
     }
 
-    fn read(&mut self, path: String, open: &Open) -> Option<Group> {
-        let reading = open.read(&mut self.reader)?;
+    /// With limits that are known, as long as they cannot have changed.
+    fn read_of_pod(&mut self, path: String, open: &Open, object: usize) -> Option<Group> {
+        let now = Instant::now();
+        let known = self.limits.get(&path).copied();
+        let since = known.filter(|k| k.pod.0 == object).map_or(now, |k| k.pod.1);
+        let held = known.filter(|k| since.elapsed() >= LIMITS_AGE && k.read.elapsed() < LIMITS_AGE);
+        let group = self.read(path, open, held.map(|k| k.limits))?;
+        let read = held.map_or(now, |k| k.read);
+        let limits = group.reading.limits;
+        self.limits
+            .insert(group.path.clone(), Known { limits, read, pod: (object, since), round: self.round });
+        Some(group)
+    }
+
+    fn read(&mut self, path: String, open: &Open, limits: Option<Limits>) -> Option<Group> {
+        let reading = open.read(&mut self.reader, limits)?;
         let nano_cores = self.rate(&path, &reading);
         Some(Group { path, reading, nano_cores })
     }
@@ -215,5 +257,58 @@ impl Sampler {
             of("cpu").filter(|cpu| of("memory").as_ref() == Some(cpu))?
         };
         (path != "/").then_some(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reading::CpuCounters;
+    use super::super::tests::{Pods, Tree, node_of_one_pod};
+    use super::*;
+    use jiff::Timestamp;
+
+    fn reading(at_ms: i64, total: u64) -> Reading {
+        let cpu = Some(CpuCounters { total, ..CpuCounters::default() });
+        Reading {
+            at: Timestamp::from_millisecond(1_700_000_000_000 + at_ms).unwrap(),
+            cpu,
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn rates_are_of_what_was_used_between_two_readings() {
+        let tree = Tree::new(false);
+        let mut sampler = Sampler::new(tree.lookup(), Arc::new(Pods::default()), PathBuf::new());
+        let mut rate = |at, total| sampler.rate("/x", &reading(at, total));
+        assert_eq!(rate(0, 1_000_000_000), None, "the first");
+        assert_eq!(rate(400, 1_200_000_000), None, "too soon to say");
+        assert_eq!(rate(2000, 2_000_000_000), Some(500_000_000), "a second of CPU in two");
+        assert_eq!(rate(2400, 9_000_000_000), Some(500_000_000), "as before: too soon");
+        assert_eq!(rate(4000, 2_000_000_000), Some(0));
+        assert_eq!(rate(6000, 1), None, "made anew");
+        assert_eq!(rate(8000, 1), Some(0));
+        assert_eq!(rate(3000, 2), None, "the clock was set back");
+    }
+
+    #[test]
+    fn limits_are_read_with_everything_after_a_pod_changed_and_then_once_a_minute() {
+        let (tree, pods) = node_of_one_pod(false);
+        let mut sampler = Sampler::new(tree.lookup(), Arc::new(pods.clone()), PathBuf::new());
+        let limit = |sampler: &mut Sampler, bytes: u64| {
+            let path = "/kubepods/burstable/podu1/c1";
+            tree.file("memory", path, "memory.limit_in_bytes", &bytes.to_string());
+            sampler.take().pods[0].containers[0].1.reading.limits.memory.unwrap()
+        };
+        assert_eq!((limit(&mut sampler, 1000), limit(&mut sampler, 2000)), (1000, 2000), "it is new");
+        let long_ago = Instant::now().checked_sub(LIMITS_AGE).unwrap();
+        sampler.limits.values_mut().for_each(|known| known.pod.1 = long_ago);
+        assert_eq!(limit(&mut sampler, 3000), 2000, "it did not change");
+        sampler.limits.values_mut().for_each(|known| known.read = long_ago);
+        assert_eq!(limit(&mut sampler, 4000), 4000, "a minute is over");
+        assert_eq!(limit(&mut sampler, 5000), 4000);
+        let pod = pods.0.lock().unwrap()[0].pod.clone();
+        pods.0.lock().unwrap()[0].pod = Arc::new(crate::api::Pod::clone(&pod));
+        assert_eq!(limit(&mut sampler, 6000), 6000, "the pod has changed");
     }
 }

@@ -185,20 +185,32 @@ impl Runtime for FakeRuntime {
     }
 }
 
-/// A room over `tree` with these pods.
-pub fn room(tree: &Tree, pods: &Pods, hangs: bool) -> Stats {
-    let runtime = FakeRuntime { store: tree.dir.path().to_owned(), hangs };
-    let config = Config {
+/// A room's configuration over `tree`.
+pub fn config(tree: &Tree) -> Config {
+    Config {
         node_name: "node-1".to_owned(),
         root_dir: tree.dir.path().to_owned(),
+        pod_logs_dir: tree.dir.path().join("logs"),
+        volume_period: Some(Duration::from_secs(60)),
         mount_table: crate::mountinfo::SELF.into(),
-    };
-    Stats::new(config, tree.lookup(), Arc::new(pods.clone()), Arc::new(runtime))
+    }
+}
+
+/// The other parts of a room.
+pub fn parts(tree: &Tree, pods: &Pods, hangs: bool) -> (Arc<dyn Population>, Arc<dyn Runtime>) {
+    (Arc::new(pods.clone()), Arc::new(FakeRuntime { store: tree.dir.path().to_owned(), hangs }))
+}
+
+/// A room over `tree` with these pods.
+pub fn room(tree: &Tree, pods: &Pods, hangs: bool) -> Stats {
+    let (population, runtime) = parts(tree, pods, hangs);
+    Stats::new(config(tree), tree.lookup(), population, runtime)
 }
 
 const POD: &str = "/kubepods/burstable/podu1";
 
-fn node_of_one_pod(v2: bool) -> (Tree, Pods) {
+/// One pod, `u1`, with a container.
+pub fn node_of_one_pod(v2: bool) -> (Tree, Pods) {
     let tree = Tree::new(v2);
     for path in ["/", "/kubepods", "/kubepods/burstable", POD, "/kubepods/burstable/podu1/5a"] {
         tree.group(path, 1_032_192, 48_160);
@@ -278,6 +290,10 @@ async fn a_runtime_that_hangs_costs_only_what_it_would_have_told() {
     assert!(room.node_fs().await.unwrap().capacity_bytes > Some(0));
     let summary = room.summary(Duration::ZERO).await;
     assert!(summary.pods[0].memory.is_some() && summary.node.fs.is_some());
+    assert!(summary.pods[0].ephemeral_storage.is_some() && summary.pods[0].containers[0].rootfs.is_none());
+    let began = tokio::time::Instant::now();
+    room.summary(Duration::ZERO).await;
+    assert!(began.elapsed() < RUNTIME_DEADLINE, "it is trusted less from then on: {:?}", began.elapsed());
 }
 
 #[tokio::test]

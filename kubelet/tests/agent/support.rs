@@ -219,6 +219,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             ..ImageConfig::default()
         },
         tracer: Tracer::default(),
+        volume_stats_period: None,
         log_rotation: RotationConfig { interval: YEAR, ..RotationConfig::default() },
         // The nets are cut unless a test asks for them: whatever works does so by events.
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },

@@ -136,6 +136,7 @@ impl Node {
             prober: None,
             tracer: Tracer::default(),
             // The runtime in memory writes no logs: what is never there must not be asked for.
+            volume_stats_period: None,
             log_rotation: RotationConfig { max_size: None, ..RotationConfig::default() },
             pleg: pleg::Config::default(),
             manifests: None,

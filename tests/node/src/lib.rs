@@ -9,6 +9,7 @@
 //! | [`manifest`], [`status`] | pods to write, statuses to read |
 //! | [`marks`] | pods that notice when two of them run at once |
 //! | [`acts`] | pods with init containers, sidecars and hooks that tell what they do, and what must hold of that |
+//! | [`prometheus`] | Debian's Prometheus, scraping one agent |
 //! | [`proxy`] | a socket before the runtime's whose connections can be cut |
 //! | [`registry`] | an image registry on the loopback, with credentials, TLS and faults |
 //! | [`wait`] | conditions that come true in bounded time |
@@ -36,6 +37,7 @@ pub mod left;
 pub mod manifest;
 pub mod marks;
 pub mod node;
+pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod runtime;

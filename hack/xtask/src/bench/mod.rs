@@ -14,6 +14,7 @@
 //! | [`measure`] | the order of work |
 //! | [`release`] | how soon a pod that ended has given everything back (`--release`: nothing else) |
 //! | [`probes`] | what probing costs, in a run of its own (`--probes`) |
+//! | [`stats`] | what telling numbers costs, in a run of its own (`--stats`) |
 //! | [`report`] | figures, the table, JSON |
 
 mod agent;
@@ -25,6 +26,7 @@ mod release;
 mod report;
 mod setting;
 mod stamps;
+mod stats;
 
 use std::fs;
 use std::path::PathBuf;
@@ -66,6 +68,9 @@ pub struct Arguments {
     /// Measure how soon pods that ended have given everything back, and nothing else
     #[arg(long, conflicts_with = "probes")]
     release: bool,
+    /// Measure what it costs to tell what pods use, and nothing else
+    #[arg(long, conflicts_with_all = ["probes", "release"])]
+    stats: bool,
     /// Few of everything: does the benchmark itself work?
     #[arg(long)]
     quick: bool,
@@ -138,6 +143,10 @@ pub async fn bench(arguments: Arguments) -> Result<()> {
     let work = async {
         if arguments.release {
             return release::alone(&mut setting, amounts).await;
+        }
+        if arguments.stats {
+            let telling = stats::measure(&mut setting, amounts, arguments.quick).await?;
+            return Ok(report::Measured { telling: Some(telling), ..Default::default() });
         }
         if !arguments.probes {
             return measure::measure(&mut setting, amounts).await;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Amounts;
 use super::probes::Probing;
+use super::stats::Telling;
 
 /// The same thing done by the bare client and by the agent, each time in milliseconds.
 #[derive(Debug, Default, Clone, Serialize)]
@@ -55,6 +56,9 @@ pub(super) struct Measured {
     /// Only in a run for probes, which has nothing else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probing: Option<Probing>,
+    /// Only in a run for numbers, which has nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telling: Option<Telling>,
 }
 
 /// One line of the table.
@@ -124,6 +128,20 @@ impl Report {
     }
 }
 
+/// What it costs to tell what pods use.
+fn telling(t: &Telling) -> Vec<Row> {
+    let page = format!("/metrics/cadvisor of {} pods ({} samples)", t.pods, t.cadvisor_samples);
+    vec![
+        Row::agent(format!("{page}, processor, median"), "ms", median(&t.cadvisor_ms), Some(30.0)),
+        Row::agent("the same page again at once".to_owned(), "ms", median(&t.cadvisor_again_ms), None),
+        Row::agent("its size".to_owned(), "MiB", t.cadvisor_bytes as f64 / f64::from(1 << 20), None),
+        Row::agent("/stats/summary, processor, median".to_owned(), "ms", median(&t.summary_ms), None),
+        Row::agent("/metrics/resource, processor, median".to_owned(), "ms", median(&t.resource_ms), None),
+        Row::agent("all three every 10 s, of one core".to_owned(), "%", t.refresh_percent, Some(1.0)),
+        Row::agent("while nobody asks, of one core".to_owned(), "%", t.idle_percent, None),
+    ]
+}
+
 /// Targets are the project's own.
 fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
     if let Some(p) = &m.probing {
@@ -152,6 +170,9 @@ fn rows(amounts: Amounts, m: &Measured) -> Vec<Row> {
             ),
             Row::agent("memory (PSS)".to_owned(), "MiB", p.pss_mib, None),
         ];
+    }
+    if let Some(t) = &m.telling {
+        return telling(t);
     }
     if m.single.agent.is_empty() {
         return releases(m);

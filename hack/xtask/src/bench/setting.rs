@@ -75,7 +75,7 @@ impl Setting {
         let [healthz_port, port, read_only_port] = free_ports()?;
         let config = base.join("kubelet.yaml");
         let mut told = kubelet_config(&base, &cgroup, &under.socket(), healthz_port, port);
-        if arguments.probes {
+        if arguments.probes || arguments.stats {
             told["readOnlyPort"] = read_only_port.into();
         }
         fs::write(&config, format!("{told:#}\n"))?;

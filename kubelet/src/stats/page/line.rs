@@ -10,13 +10,13 @@ use std::io::Write as _;
 #[derive(Debug)]
 pub struct Labels {
     /// `container="c"`
-    container: String,
+    container: Vec<u8>,
     /// `,id="/…",image="…"`
-    id: String,
+    id: Vec<u8>,
     /// `,name="…",namespace="…",pod="…"`
-    pod: String,
+    pod: Vec<u8>,
     /// ` 1763668000000`: when it was read, in milliseconds.
-    at: String,
+    at: Vec<u8>,
 }
 
 impl Labels {
@@ -37,18 +37,18 @@ impl Labels {
 
     fn new(group: &Group, container: &str, image: &str, name: &str, [namespace, pod]: [&str; 2]) -> Self {
         let mut labels = Self {
-            container: String::new(),
-            id: String::new(),
-            pod: String::new(),
-            at: format!(" {}", group.reading.at.as_millisecond()),
+            container: Vec::new(),
+            id: Vec::new(),
+            pod: Vec::new(),
+            at: format!(" {}", group.reading.at.as_millisecond()).into_bytes(),
         };
         push(&mut labels.container, "container", container);
         for (key, value) in [("id", group.path.as_str()), ("image", image)] {
-            labels.id.push(',');
+            labels.id.push(b',');
             push(&mut labels.id, key, value);
         }
         for (key, value) in [("name", name), ("namespace", namespace), ("pod", pod)] {
-            labels.pod.push(',');
+            labels.pod.push(b',');
             push(&mut labels.pod, key, value);
         }
         labels
@@ -56,18 +56,18 @@ impl Labels {
 }
 
 /// `key="value"`, escaped.
-fn push(to: &mut String, key: &str, value: &str) {
-    to.push_str(key);
-    to.push_str("=\"");
-    for c in value.chars() {
-        match c {
-            '\\' => to.push_str("\\\\"),
-            '"' => to.push_str("\\\""),
-            '\n' => to.push_str("\\n"),
-            c => to.push(c),
+fn push(to: &mut Vec<u8>, key: &str, value: &str) {
+    to.extend_from_slice(key.as_bytes());
+    to.extend_from_slice(b"=\"");
+    for byte in value.bytes() {
+        match byte {
+            b'\\' => to.extend_from_slice(b"\\\\"),
+            b'"' => to.extend_from_slice(b"\\\""),
+            b'\n' => to.extend_from_slice(b"\\n"),
+            byte => to.push(byte),
         }
     }
-    to.push('"');
+    to.push(b'"');
 }
 
 /// Where the lines of one family and one cgroup go.
@@ -114,26 +114,24 @@ impl<'a> Out<'a> {
         let labels = self.labels;
         self.to.extend_from_slice(self.family.name.as_bytes());
         self.to.push(b'{');
-        self.to.extend_from_slice(labels.container.as_bytes());
+        self.to.extend_from_slice(&labels.container);
         self.between(more, |key| key < "id");
-        self.to.extend_from_slice(labels.id.as_bytes());
+        self.to.extend_from_slice(&labels.id);
         self.between(more, |key| key > "id" && key < "name");
-        self.to.extend_from_slice(labels.pod.as_bytes());
+        self.to.extend_from_slice(&labels.pod);
         self.between(more, |key| key > "name");
         self.to.extend_from_slice(b"} ");
         number(self.to, value);
         if timed {
-            self.to.extend_from_slice(labels.at.as_bytes());
+            self.to.extend_from_slice(&labels.at);
         }
         self.to.push(b'\n');
     }
 
     fn between(&mut self, more: &[(&str, &str)], here: fn(&str) -> bool) {
         for (key, value) in more.iter().filter(|(key, _)| here(key)) {
-            let mut text = String::with_capacity(key.len() + value.len() + 4);
-            text.push(',');
-            push(&mut text, key, value);
-            self.to.extend_from_slice(text.as_bytes());
+            self.to.push(b',');
+            push(self.to, key, value);
         }
     }
 
@@ -158,13 +156,11 @@ pub fn heading(to: &mut Vec<u8>, name: &str, help: &str, kind: Kind) {
 pub fn other(to: &mut Vec<u8>, name: &str, labels: &[(&str, &str)], value: f64, at_ms: Option<i64>) {
     to.extend_from_slice(name.as_bytes());
     if !labels.is_empty() {
-        let mut text = String::new();
         for (nth, (key, value)) in labels.iter().enumerate() {
-            text.push(if nth == 0 { '{' } else { ',' });
-            push(&mut text, key, value);
+            to.push(if nth == 0 { b'{' } else { b',' });
+            push(to, key, value);
         }
-        text.push('}');
-        to.extend_from_slice(text.as_bytes());
+        to.push(b'}');
     }
     to.push(b' ');
     number(to, value);
@@ -214,8 +210,8 @@ mod tests {
 
     #[test]
     fn labels_cannot_break_out_of_their_quotes() {
-        let mut text = String::new();
+        let mut text = Vec::new();
         push(&mut text, "pod", "a\"b\\c\nd");
-        assert_eq!(text, r#"pod="a\"b\\c\nd""#);
+        assert_eq!(String::from_utf8(text).unwrap(), r#"pod="a\"b\\c\nd""#);
     }
 }
