@@ -51,31 +51,3 @@ impl Lookup {
         (inner.per_qos && inner.layout.check_uid(uid).is_ok()).then(|| inner.layout.pod(qos, uid))
     }
 }
-
-/// The container `id` whose cgroup is the directory `name` of its pod's: containerd's and CRI-O's names of it, for
-/// either driver. `None` for what is no container's, such as CRI-O's `crio-conmon-…`.
-pub fn container_of_dir(name: &str) -> Option<&str> {
-    let name = name.strip_suffix(".scope").unwrap_or(name);
-    let id = name.strip_prefix("cri-containerd-").or_else(|| name.strip_prefix("crio-")).unwrap_or(name);
-    (!id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_runtimes_name_of_a_containers_cgroup_gives_its_id() {
-        for (name, id) in [
-            ("0a1b", Some("0a1b")),
-            ("cri-containerd-0a1b.scope", Some("0a1b")),
-            ("crio-0a1b", Some("0a1b")),
-            ("crio-0a1b.scope", Some("0a1b")),
-            ("crio-conmon-0a1b.scope", None),
-            ("init.scope", None),
-            ("cri-containerd-.scope", None),
-        ] {
-            assert_eq!(container_of_dir(name), id, "{name}");
-        }
-    }
-}

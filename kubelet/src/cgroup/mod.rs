@@ -29,7 +29,7 @@ pub mod values;
 
 pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
-pub use lookup::{Lookup, container_of_dir};
+pub use lookup::Lookup;
 pub use reserved::Reserved;
 pub use systemd::Places;
 pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Protection, Requested};

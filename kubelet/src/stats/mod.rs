@@ -317,4 +317,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[cfg(test)]
 mod disk_tests;
 #[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 pub(crate) mod tests;
