@@ -31,7 +31,6 @@ pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
 pub use lookup::Lookup;
 pub use reserved::Reserved;
-pub use systemd::Places;
 pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Protection, Requested};
 
 use crate::api::{PodUid, Qos};
@@ -67,8 +66,8 @@ pub struct CgroupConfig {
     /// `cgroupDriver`, where it was given: the runtime may have no other. Where not, the runtime's is taken, and
     /// cgroupfs where it does not say.
     pub driver: Option<Driver>,
-    /// Where systemd answers.
-    pub systemd: Places,
+    /// The address of the bus where systemd answers.
+    pub bus: String,
     /// Reservations to enforce at start.
     pub reserved: Vec<Reserved>,
 }
@@ -82,7 +81,7 @@ impl CgroupConfig {
             cgroup_root: cgroup_root.to_owned(),
             per_qos,
             driver: None,
-            systemd: Places::host(),
+            bus: systemd::system_bus(),
             reserved: Vec::new(),
         }
     }
@@ -126,7 +125,7 @@ impl Cgroups {
                 version,
                 layout,
                 per_qos: config.per_qos,
-                systemd: (driver == Driver::Systemd).then(|| Systemd::new(config.systemd)),
+                systemd: (driver == Driver::Systemd).then(|| Systemd::new(config.bus)),
                 huge_pages: OnceLock::new(),
                 node: Mutex::default(),
                 requested: watch::Sender::new(Requested::default()),

@@ -52,6 +52,8 @@ impl Fake {
                     .p2p()
                     .serve_at("/org/freedesktop/systemd1", manager.clone())
                     .unwrap()
+                    .serve_at("/org/freedesktop/DBus", Bus)
+                    .unwrap()
                     .build();
                 // Dropped with this task, so that its clients see it end.
                 open.extend(served.await.ok());
@@ -129,6 +131,18 @@ impl Manager {
         Self::job_removed(emitter, id, job.clone(), unit, &how).await.unwrap();
         job
     }
+}
+
+/// The bus, as far as one client needs it.
+struct Bus;
+
+#[zbus::interface(name = "org.freedesktop.DBus")]
+impl Bus {
+    async fn hello(&self) -> String {
+        ":1.1".to_owned()
+    }
+
+    async fn add_match(&self, _rule: &str) {}
 }
 
 fn in_words(properties: Vec<(String, OwnedValue)>) -> BTreeMap<String, String> {

@@ -5,7 +5,6 @@
 
 use futures::StreamExt;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -45,20 +44,8 @@ impl Drop for Link {
 
 impl Link {
     /// Connects over the bus at `address`.
-    pub async fn over_bus(address: &str) -> zbus::Result<Self> {
+    pub async fn connect(address: &str) -> zbus::Result<Self> {
         let connection = Builder::address(address)?.method_timeout(ANSWER).max_queued(QUEUE).build().await?;
-        Self::listening(connection).await
-    }
-
-    /// Connects to the manager itself, which it allows root.
-    pub async fn directly(socket: &Path) -> zbus::Result<Self> {
-        let stream = tokio::net::UnixStream::connect(socket).await?;
-        let connection =
-            Builder::unix_stream(stream).p2p().method_timeout(ANSWER).max_queued(QUEUE).build().await?;
-        Self::listening(connection).await
-    }
-
-    async fn listening(connection: Connection) -> zbus::Result<Self> {
         let ends = MatchRule::builder()
             .msg_type(Type::Signal)
             .path(PATH)?
@@ -84,8 +71,7 @@ impl Link {
     where
         B: serde::Serialize + DynamicType,
     {
-        let name = self.connection.is_bus().then_some(NAME);
-        self.connection.call_method(name, PATH, Some(MANAGER), method, body).await
+        self.connection.call_method(Some(NAME), PATH, Some(MANAGER), method, body).await
     }
 
     /// From now on every end of a job of `unit`; nothing more once the connection is gone.

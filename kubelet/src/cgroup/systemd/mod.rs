@@ -1,9 +1,12 @@
 //! Slices made and removed through systemd's D-Bus interface, for `cgroupDriver: systemd`.
 //!
 //! [`Cgroups`](super::Cgroups) alone calls it. Every operation may be repeated: a unit that is there gets its values
-//! again, one that is gone is as wanted. The connection is made when it is first needed, over the system bus or, where
-//! there is none, with the manager itself; one that broke is replaced and what it was asked for is asked again. It must
-//! never start another program, and never touch a unit it was not named.
+//! again, one that is gone is as wanted. The connection is made over the system bus when it is first needed; one that broke is
+//! replaced, and what it was asked for is asked again. It must never start another program, and never touch a unit it was
+//! not named.
+//!
+//! systemd's own socket (`/run/systemd/private`) would do without a bus, but is no public interface: its messages carry
+//! names that D-Bus does not allow for senders, at which the library panics.
 
 #[cfg(test)]
 mod fake;
@@ -15,7 +18,6 @@ mod tests;
 use super::Error;
 use link::{Link, Removed};
 use properties::Property;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -23,33 +25,21 @@ use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// A slice is started in milliseconds; it is stopped once all in it is.
 const JOB: Duration = Duration::from_secs(30);
+/// Waits before a connection that failed is replaced: a bus that restarts is back, with systemd on it, within them.
+const AGAIN_MS: [u64; 4] = [0, 50, 200, 750];
 /// What goes on in a unit when a job for it is asked for gives way.
 const REPLACE: &str = "replace";
 
-/// Where systemd's manager answers.
-#[derive(Clone, Debug)]
-pub struct Places {
-    /// The address of the system bus.
-    pub bus: String,
-    /// The manager's own socket.
-    pub private: PathBuf,
-}
-
-impl Places {
-    /// The machine's own, but for `DBUS_SYSTEM_BUS_ADDRESS`.
-    pub fn host() -> Self {
-        let bus = std::env::var("DBUS_SYSTEM_BUS_ADDRESS");
-        Self {
-            bus: bus.unwrap_or_else(|_| "unix:path=/run/dbus/system_bus_socket".to_owned()),
-            private: "/run/systemd/private".into(),
-        }
-    }
+/// The address of the machine's system bus: `DBUS_SYSTEM_BUS_ADDRESS`, or where it always is.
+pub fn system_bus() -> String {
+    std::env::var("DBUS_SYSTEM_BUS_ADDRESS")
+        .unwrap_or_else(|_| "unix:path=/run/dbus/system_bus_socket".to_owned())
 }
 
 /// The handle.
 #[derive(Debug)]
 pub struct Systemd {
-    places: Places,
+    bus: String,
     link: Mutex<Option<Arc<Link>>>,
 }
 
@@ -91,9 +81,9 @@ impl std::fmt::Display for Failed {
 }
 
 impl Systemd {
-    /// Connects later.
-    pub fn new(places: Places) -> Self {
-        Self { places, link: Mutex::default() }
+    /// Connects later, over the bus at that address.
+    pub fn new(bus: String) -> Self {
+        Self { bus, link: Mutex::default() }
     }
 
     /// The slice `unit` is active and has `values`. `there` tells whether its cgroup is, which one that somebody
@@ -104,11 +94,7 @@ impl Systemd {
         values: &[Property],
         there: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<(), Error> {
-        let mut result = self.start(unit, values, there).await;
-        if self.lost(&result) {
-            result = self.start(unit, values, there).await;
-        }
-        result.map_err(|cause| error("start", unit, &cause))
+        self.patiently("start", unit, || self.start(unit, values, there)).await
     }
 
     async fn start(
@@ -140,11 +126,7 @@ impl Systemd {
 
     /// Gives the unit, which is somebody else's and there, `values` until the machine ends.
     pub async fn set(&self, unit: &str, values: &[Property]) -> Result<(), Error> {
-        let mut result = self.set_once(unit, values).await;
-        if self.lost(&result) {
-            result = self.set_once(unit, values).await;
-        }
-        result.map_err(|cause| error("set properties of", unit, &cause))
+        self.patiently("set properties of", unit, || self.set_once(unit, values)).await
     }
 
     async fn set_once(&self, unit: &str, values: &[Property]) -> Result<(), Failed> {
@@ -155,11 +137,7 @@ impl Systemd {
 
     /// The unit, and what is in it, is gone.
     pub async fn stop(&self, unit: &str) -> Result<(), Error> {
-        let mut result = self.stop_once(unit).await;
-        if self.lost(&result) {
-            result = self.stop_once(unit).await;
-        }
-        result.map_err(|cause| error("stop", unit, &cause))
+        self.patiently("stop", unit, || self.stop_once(unit)).await
     }
 
     async fn stop_once(&self, unit: &str) -> Result<(), Failed> {
@@ -172,13 +150,21 @@ impl Systemd {
         }
     }
 
-    /// Whether the connection failed; it is not used again.
-    fn lost(&self, result: &Result<(), Failed>) -> bool {
-        let lost = matches!(result, Err(Failed::Link(_)));
-        if lost {
+    /// Asks again over a new connection where one failed, as far as a bus that is restarted needs.
+    async fn patiently<F>(&self, what: &'static str, unit: &str, ask: impl Fn() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Failed>>,
+    {
+        let mut result = ask().await;
+        for wait in AGAIN_MS {
+            if !matches!(result, Err(Failed::Link(_))) {
+                break;
+            }
             self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            result = ask().await;
         }
-        lost
+        result.map_err(|cause| Error::Systemd { what, unit: unit.to_owned(), cause: cause.to_string() })
     }
 
     /// The connection, made anew where there is none that can be used.
@@ -187,22 +173,11 @@ impl Systemd {
         if let Some(link) = usable(&self.link.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(link);
         }
-        let fresh = match Link::over_bus(&self.places.bus).await {
-            Ok(link) => link,
-            Err(error) => match Link::directly(&self.places.private).await {
-                Ok(link) => link,
-                // The bus is what the node's owner can do something about.
-                Err(_) => return Err(Failed::Link(error)),
-            },
-        };
+        let fresh = Link::connect(&self.bus).await.map_err(Failed::Link)?;
         let mut kept = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         // Another may have been quicker: jobs go over one connection.
         Ok(usable(&kept).unwrap_or_else(|| kept.insert(Arc::new(fresh)).clone()))
     }
-}
-
-fn error(what: &'static str, unit: &str, cause: &Failed) -> Error {
-    Error::Systemd { what, unit: unit.to_owned(), cause: cause.to_string() }
 }
 
 /// Waits for the end of `job`.

@@ -51,16 +51,13 @@ impl Stage {
         std::fs::write(tree.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
         let table = dir.path().join("mountinfo");
         std::fs::write(&table, format!("1 0 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.display())).unwrap();
-        let socket = dir.path().join("private");
+        let socket = dir.path().join("bus");
         let fake = Some(Fake::start(&socket, &tree, Arc::default()));
         let cgroups = Cgroups::detect(CgroupConfig {
             fs_root: tree,
             mount_table: table,
             driver: Some(Driver::Systemd),
-            systemd: Places {
-                bus: format!("unix:path={}", dir.path().join("no-bus").display()),
-                private: socket,
-            },
+            bus: format!("unix:path={}", socket.display()),
             ..CgroupConfig::host("", true)
         })
         .unwrap();
@@ -74,8 +71,7 @@ impl Stage {
 
     fn restart(&mut self, state: Arc<Mutex<State>>) {
         self.fake = None;
-        self.fake =
-            Some(Fake::start(&self.dir.path().join("private"), &self.dir.path().join("cgroup"), state));
+        self.fake = Some(Fake::start(&self.dir.path().join("bus"), &self.dir.path().join("cgroup"), state));
     }
 }
 
@@ -127,7 +123,7 @@ async fn a_manager_that_went_away_is_named_with_the_unit_and_asked_again_when_it
     let mut stage = Stage::new().await;
     let state = stage.fake().state.clone();
     stage.fake = None;
-    std::fs::remove_file(stage.dir.path().join("private")).unwrap();
+    std::fs::remove_file(stage.dir.path().join("bus")).unwrap();
     let text = stage.cgroups.create_pod(Qos::Burstable, &uid(), &limited()).await.unwrap_err().to_string();
     assert!(text.starts_with(&format!("cannot start systemd unit {POD}: D-Bus: ")), "{text}");
     stage.restart(state.clone());
@@ -209,7 +205,7 @@ impl OwnSlices {
     }
 
     async fn clean(self) {
-        Systemd::new(Places::host()).stop(&format!("{}.slice", &self.root[1..])).await.unwrap();
+        Systemd::new(system_bus()).stop(&format!("{}.slice", &self.root[1..])).await.unwrap();
         assert!(!Path::new("/sys/fs/cgroup").join(&format!("{}.slice", &self.root[1..])).exists());
     }
 
@@ -307,7 +303,7 @@ async fn what_a_runtime_left_of_a_containers_scope_goes_with_its_process() {
     let mut child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
     let id = format!("{}{}", &own.root[1..], "c0");
     let scope = format!("cri-containerd-{id}.scope");
-    let systemd = Systemd::new(Places::host());
+    let systemd = Systemd::new(system_bus());
     let link = systemd.link().await.map_err(|e| e.to_string()).unwrap();
     let ends = link.ends_of(&scope);
     let values =
@@ -332,7 +328,7 @@ async fn bench_create_and_remove_beside_bare_calls() {
     c.setup_node(&NodeValues::default()).await.unwrap();
     let pod = c.pod_parent(Qos::Guaranteed, &uid());
     let unit = layout::unit_of(&pod);
-    let bare = Systemd::new(Places::host());
+    let bare = Systemd::new(system_bus());
     let none: Vec<(&str, Value<'_>)> = Vec::new();
     let others: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
     let (mut floor, mut create, mut both) = (Vec::new(), Vec::new(), Vec::new());
