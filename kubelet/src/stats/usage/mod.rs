@@ -203,7 +203,7 @@ fn done(job: Job, used: Option<Used>, cut: bool, known: &Known) {
 }
 
 fn deep(path: &Path) {
-    tracing::warn!(path = %path.display(), "directories nest too deep to be counted; what is deeper is left out");
+    tracing::warn!(path = %path.display(), "too many directories nest too deep to be counted; some are left out");
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! how many directories are open is bounded, and a slice ends after a number of entries however large a directory is.
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, Statx, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
@@ -31,8 +32,9 @@ pub enum What {
     File,
 }
 
-/// How deep a tree is followed: so many directories are open at most. What is deeper is not counted, and said.
-const DEEPEST: usize = 1024;
+/// So many directories are open from the root to where the count is; deeper ones wait, as many again at most. What does not
+/// find a place is not counted, and said.
+const DEEPEST: usize = 256;
 
 /// A count under way.
 #[derive(Debug)]
@@ -42,9 +44,11 @@ pub struct Walk {
     used: Used,
     /// From the root to where the count is.
     open: Vec<Level>,
+    /// Directories that were too deep, to be counted from there.
+    later: Vec<OwnedFd>,
     /// Inodes with several names that were counted.
     linked: HashSet<u64>,
-    /// Something was too deep.
+    /// Something could not be counted.
     cut: bool,
 }
 
@@ -69,6 +73,7 @@ impl Walk {
             device: (own.stx_dev_major, own.stx_dev_minor),
             used: Used::default(),
             open: Vec::new(),
+            later: Vec::new(),
             linked: HashSet::new(),
             cut: false,
         };
@@ -83,14 +88,20 @@ impl Walk {
 
     /// Counts about `entries` more; what the tree takes, once all is counted.
     pub fn slice(&mut self, entries: &mut usize) -> Option<Used> {
-        while let Some(level) = self.open.last_mut() {
+        loop {
+            let Some(level) = self.open.last_mut() else {
+                let Some(dir) = self.later.pop() else { return Some(self.used) };
+                self.enter(dir);
+                continue;
+            };
             if let Some(name) = level.inside.pop() {
                 // One that went meanwhile, or became something else, is passed over.
                 let child =
                     rustix::fs::openat(&level.dir, name.as_c_str(), READ | OFlags::NOFOLLOW, Mode::empty());
                 match child {
                     Ok(dir) if self.open.len() < DEEPEST => self.enter(dir),
-                    Ok(_) => self.cut = true,
+                    Ok(dir) if self.later.len() < DEEPEST => self.later.push(dir),
+                    Ok(_) | Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => self.cut = true,
                     Err(_) => {}
                 }
                 *entries = entries.saturating_sub(1);
@@ -99,14 +110,13 @@ impl Walk {
             } else {
                 self.read(entries);
             }
-            if *entries == 0 && !self.open.is_empty() {
+            if *entries == 0 && !(self.open.is_empty() && self.later.is_empty()) {
                 return None;
             }
         }
-        Some(self.used)
     }
 
-    /// Whether something was too deep to be counted.
+    /// Whether something could not be counted: too many directories at too great a depth, or no descriptors left.
     pub fn is_cut(&self) -> bool {
         self.cut
     }
@@ -249,18 +259,36 @@ mod tests {
         assert!(walk.slice(&mut usize::MAX.clone()).is_some());
     }
 
-    #[test]
-    fn a_tree_deeper_than_any_path_is_counted_as_deep_as_it_is_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut at = rustix::fs::open(dir.path(), READ, Mode::empty()).unwrap();
-        for _ in 0..DEEPEST + 5 {
+    /// Makes a directory in one that is inside of another, and so on, so often; the innermost.
+    fn nest(path: &Path, levels: usize) -> OwnedFd {
+        let mut at = rustix::fs::open(path, READ, Mode::empty()).unwrap();
+        for _ in 0..levels {
             rustix::fs::mkdirat(&at, "a-directory", Mode::RWXU).unwrap();
             at = rustix::fs::openat(&at, "a-directory", READ, Mode::empty()).unwrap();
+        }
+        at
+    }
+
+    #[test]
+    fn a_tree_deeper_than_any_path_is_counted_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(nest(dir.path(), 2 * DEEPEST + 5));
+        let mut walk = Walk::begin(dir.path(), What::Tree).unwrap();
+        let used = walk.slice(&mut usize::MAX.clone()).unwrap();
+        assert_eq!((used.inodes, walk.is_cut()), (2 * DEEPEST as u64 + 6, false));
+    }
+
+    #[test]
+    fn what_is_deep_and_broad_is_cut_and_said_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = nest(dir.path(), DEEPEST - 1);
+        for nth in 0..DEEPEST + 3 {
+            rustix::fs::mkdirat(&deep, nth.to_string(), Mode::RWXU).unwrap();
         }
         let mut walk = Walk::begin(dir.path(), What::Tree).unwrap();
         let used = walk.slice(&mut usize::MAX.clone()).unwrap();
         assert!(walk.is_cut());
-        assert_eq!(used.inodes, DEEPEST as u64 + 1, "the last is counted, not entered");
+        assert_eq!(used.inodes, 2 * DEEPEST as u64 + 3, "all are counted, three were not entered");
     }
 
     #[test]
