@@ -198,6 +198,11 @@ impl Cgroups {
         self.ensure(&self.inner.layout.pod(qos, uid), &values, Walk::Missing).await
     }
 
+    /// Whether the pod's cgroup is in every hierarchy, as far as there is to be one.
+    pub fn has_pod(&self, qos: Qos, uid: &PodUid) -> bool {
+        !self.inner.per_qos || self.dirs(&self.inner.layout.pod(qos, uid)).iter().all(|dir| dir.is_dir())
+    }
+
     /// Removes the pod's cgroup from every hierarchy, killing what still runs in it. Idempotent. Takes up to 63 ms
     /// more when something had to be killed, then answers [`Error::Busy`] with what is left; call again.
     pub async fn remove_pod(&self, qos: Qos, uid: &PodUid) -> Result<(), Error> {

@@ -24,13 +24,14 @@ impl Steps {
     pub async fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
         let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
         let memory_limit = values.memory_limit;
-        let cgroups = &self.rooms.cgroups;
-        let made = if self.limits.as_ref() == Some(&values) {
+        let (cgroups, qos) = (&self.rooms.cgroups, translate::qos_class(pod));
+        // Somebody may have removed it, and the runtime would make it again without limits.
+        let made = if self.limits.as_ref() == Some(&values) && cgroups.has_pod(qos, &self.pod.uid) {
             cgroups.check_runtime()
         } else {
             self.cgroup_made = true;
             let began = tokio::time::Instant::now();
-            let made = cgroups.create_pod(translate::qos_class(pod), &self.pod.uid, &values).await;
+            let made = cgroups.create_pod(qos, &self.pod.uid, &values).await;
             trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
             let what = if self.limits.is_some() { "update" } else { "create" };
             self.rooms.metrics.cgroup_manager_duration.with([what]).observe_duration(began.elapsed());
