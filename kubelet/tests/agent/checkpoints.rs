@@ -56,6 +56,13 @@ async fn what_cannot_be_had_is_said_in_the_runtimes_words() {
         view.checkpoint(&pod, "main", 0).await.unwrap_err(),
         "rpc error: code = Unknown desc = CRIU binary not found"
     );
+    let dir = node.path("root/checkpoints");
+    std::fs::remove_dir(&dir).unwrap();
+    std::fs::write(&dir, "in the way").unwrap();
+    let why = view.checkpoint(&pod, "main", 0).await.unwrap_err();
+    assert!(why.starts_with(&format!("mkdir {}: ", dir.display())), "{why}");
+    std::fs::remove_file(&dir).unwrap();
+    node.fake.forget_calls();
     // A client that goes away takes nothing back.
     drop(view.checkpoint(&pod, "main", 0));
     node.fake.until(|f| !f.requests::<v1::CheckpointContainerRequest>().is_empty()).await;

@@ -124,3 +124,36 @@ async fn a_restarted_container_keeps_address_and_host_port() {
     reachable("127.0.0.1", port).await;
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_pod_waits_until_the_runtime_has_a_network_and_one_on_the_nodes_does_not() {
+    let Some(mut node) = Node::start().await else { return };
+    let conf =
+        node.turn.as_ref().and_then(|t| t.private()).map(|p| p.base().join("cni/conf/10-test.conflist"));
+    let Some((conf, text)) = conf.and_then(|conf| std::fs::read(&conf).ok().map(|text| (conf, text))) else {
+        node_e2e::skip("the runtime's network is not ours to be taken away");
+        return node.finish().await;
+    };
+    std::fs::remove_file(&conf).unwrap();
+    eventually("the runtime has no network", async || {
+        let status = node.cri.status(false).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        let network = status.conditions.iter().find(|c| c.r#type == "NetworkReady");
+        if network.is_some_and(|c| !c.status) { Ok(()) } else { Err(format!("{network:?}")) }
+    })
+    .await;
+    let mut on_host = pod("on-host", [sh("c", SERVER.trim_start_matches("httpd -p 8080 -h /www; "))]);
+    on_host["spec"]["hostNetwork"] = true.into();
+    node.put("waits", pod("waits", [sh("c", SERVER)]));
+    node.put("on-host", on_host);
+    node.wait_ready("on-host").await;
+    let told = "network is not ready: container runtime network not ready: NetworkReady=false";
+    eventually("it is told", async || {
+        if node.log().contains(told) { Ok(()) } else { Err(node_e2e::node::tail(&node.log_file(), 5)) }
+    })
+    .await;
+    let waits = node.pod("waits").await.unwrap();
+    assert_eq!(status::waiting(&waits, "c"), Some("ContainerCreating"));
+    std::fs::write(&conf, text).unwrap();
+    node.wait_ready("waits").await;
+    node.finish().await;
+}
