@@ -119,6 +119,22 @@ pub fn spec(pod: &Pod) -> &PodSpec {
     pod.spec.as_ref().unwrap_or(&EMPTY)
 }
 
+/// `kubernetes.io/config.source`: which source a pod came from.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Marks the API's copy of a static pod.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+/// Pods of this priority and above are critical: `system-cluster-critical` and `system-node-critical`.
+const CRITICAL: i32 = 2_000_000_000;
+
+/// The node or the cluster needs the pod: static pods (nobody would make them anew), mirror pods, and those of a critical
+/// priority. They are admitted under pressure and never evicted; upstream's rule.
+pub fn is_critical(pod: &Pod) -> bool {
+    let annotation = |key: &str| pod.metadata.annotations.as_ref().and_then(|a| a.get(key));
+    annotation(CONFIG_SOURCE).is_some_and(|source| source != Origin::Api.as_str())
+        || annotation(CONFIG_MIRROR).is_some()
+        || spec(pod).priority.is_some_and(|p| p >= CRITICAL)
+}
+
 /// An ephemeral container as the container it also is.
 pub fn as_container(e: &EphemeralContainer) -> Container {
     let e = e.clone();

@@ -11,18 +11,22 @@
 //! | a pod's actor | `Desired`, `Observed` | calls to the runtime, statuses, events |
 //! | probes | targets from actors | `watch<Arc<Readiness>>` per pod, events, a file per pod |
 //! | log rotation | what runs, by pleg; inotify | renamed logs, `ReopenContainerLog` |
-//! | ended containers (where there is a limit) | what is seen, by pleg | `watch` of those condemned, to actors |
+//! | ended containers | what is seen, by pleg; a full disk | `watch` of those condemned, to actors |
+//! | eviction | measurements, the kernel's notifications | orders to world, `watch<Pressure>`, events |
+//! | the kernel's log | `/dev/kmsg` | events |
 //! | file source | inotify | `SourceEvent`s |
 //! | objects | inotify | `watch<State>` per ConfigMap and Secret |
 //! | keeper of a pod's volumes | objects, the pod | files, events |
 //! | server | HTTP | what the [`View`] shows |
 
+mod eviction;
 mod measured;
 
 use crate::api::{Origin, Pod, PodRef};
 use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues, Reserved, Version};
 use crate::clock::Clock;
 use crate::event::{Event, Kind, Recorder};
+use crate::evict::{self, EvictConfig, Measure, Pressure};
 use crate::image::{ImageConfig, Images};
 use crate::log::{Rotation, RotationConfig, RunningLog};
 use crate::metrics::Metrics;
@@ -81,6 +85,12 @@ pub struct Settings {
     pub user_ids: Pool,
     /// How images are pulled and with what.
     pub images: ImageConfig,
+    /// When pods are evicted.
+    pub evict: EvictConfig,
+    /// Who measures for that; `None`: the agent itself.
+    pub measure: Option<Arc<dyn Measure>>,
+    /// The kernel's log; `None`: it is not read.
+    pub kernel_log: Option<PathBuf>,
     /// How containers are probed; `None`: over the runtime and the network.
     pub prober: Option<Arc<dyn Prober>>,
     /// Where the spans of starts go.
@@ -162,6 +172,8 @@ pub struct Agent {
     pub pleg: Pleg,
     /// What the node and its pods use.
     pub stats: Stats,
+    /// What the node is short of.
+    pub pressure: watch::Receiver<Pressure>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -221,7 +233,7 @@ impl Agent {
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
         let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
-        let (on_change, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
+        let (on_change, dead, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
         let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
         let statuses = Statuses::default();
         let directory = Directory::default();
@@ -273,6 +285,10 @@ impl Agent {
             dead: settings.dead,
             condemned,
         });
+        let measure = settings.measure.unwrap_or_else(|| {
+            let (stats, root_dir) = (stats.clone(), settings.root_dir.clone());
+            Arc::new(eviction::Numbers { stats, runtime: rooms.runtime.clone(), root_dir })
+        });
         let (sources, events) = mpsc::channel(256);
         let mut expected = settings.other_sources;
         if let Some((dir, net)) = settings.manifests {
@@ -281,11 +297,19 @@ impl Agent {
             let file = source::file::spawn(dir, node, references, net, events, recorder.clone());
             tasks.push(file.map_err(StartError::Watch)?.task);
         }
-        let config = world::Config { node: settings.node, sources: expected };
+        let (evictions, pressure) = evict(settings.evict, measure, &rooms, &directory, dead, &mut tasks);
+        if let Some(log) = settings.kernel_log {
+            let (recorder, of) = (recorder.clone(), directory.clone());
+            tasks.push(tokio::spawn(async move {
+                evict::oom::watch(&log, recorder, |uid| eviction::pod(&of, uid)).await;
+            }));
+        }
+        let config =
+            world::Config { node: settings.node, sources: expected, evictions, pressure: pressure.clone() };
         tasks.push(tokio::spawn(rooms.images.clone().collect_garbage()));
         let world = World::new(rooms, config, directory.clone());
         tasks.push(tokio::spawn(world.run(events, picture, strays)));
-        Ok(Self { sources, statuses, directory, recorder, metrics, pleg, stats, tasks })
+        Ok(Self { sources, statuses, directory, recorder, metrics, pleg, stats, pressure, tasks })
     }
 
     /// Every pod of the node with its present status.
@@ -330,6 +354,31 @@ fn objects(
     Ok((Objects::new(source), References::Objects))
 }
 
+/// Starts eviction: what comes back is for `world`.
+fn evict(
+    config: EvictConfig,
+    measure: Arc<dyn Measure>,
+    rooms: &Arc<Rooms>,
+    directory: &Directory,
+    dead: dead::Count,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> (mpsc::Receiver<evict::Order>, watch::Receiver<Pressure>) {
+    let (directory, statuses, volumes) = (directory.clone(), rooms.statuses.clone(), rooms.volumes.clone());
+    let rooms = evict::Rooms {
+        measure,
+        reclaim: Arc::new(eviction::Unused { images: rooms.images.clone(), dead }),
+        pods: Arc::new(move || eviction::active(&directory, &statuses)),
+        pod_dir: Arc::new(move |uid| volumes.pod_dir(uid)),
+        cgroup: eviction::memory_cgroup(&rooms.cgroups.lookup()),
+        recorder: rooms.recorder.clone(),
+        metrics: rooms.metrics.clone(),
+        node_name: rooms.facts.node_name.clone(),
+    };
+    let (orders, pressure, task) = evict::spawn(config, rooms);
+    tasks.push(task);
+    (orders, pressure)
+}
+
 /// Starts log rotation, unless it is switched off; what comes back tells it which containers run.
 fn rotation(
     config: RotationConfig,
@@ -353,28 +402,35 @@ fn rotation(
     }))
 }
 
-/// Where there is a limit to the ended containers of the whole node, they are counted as they are seen.
+/// Ended containers of the whole node are counted as they are seen: there may be a limit, and a full disk may want them gone.
 fn counted(
     config: DeadConfig,
     clock: Clock,
     on_change: pleg::OnChange,
     tasks: &mut Vec<JoinHandle<()>>,
-) -> (pleg::OnChange, dead::Condemned) {
-    let Some(most) = config.on_node else { return (on_change, watch::channel(Arc::default()).1) };
-    let (count, condemned, task) = dead::spawn(most, config, clock);
+) -> (pleg::OnChange, dead::Count, dead::Condemned) {
+    let (count, condemned, task) = dead::spawn(config, clock);
     tasks.push(task);
+    let dead = count.clone();
     let both: pleg::OnChange = Box::new(move |uid, seen| {
         on_change(uid, seen);
         count.seen(uid, seen);
     });
-    (both, condemned)
+    (both, dead, condemned)
 }
 
 /// Enforces a reservation and tells of it as the stock agent does.
 async fn enforce(cgroups: &Cgroups, reserved: &Reserved, recorder: &Recorder) -> Result<(), StartError> {
     let cgroup = &reserved.cgroup;
     let tell = |kind, reason: &'static str, message: String| {
-        recorder.record(Event { pod: None, field_path: None, kind, reason: reason.into(), message });
+        recorder.record(Event {
+            pod: None,
+            field_path: None,
+            kind,
+            reason: reason.into(),
+            message,
+            annotations: Default::default(),
+        });
     };
     match cgroups.enforce_reserved(reserved).await {
         Ok(()) => {

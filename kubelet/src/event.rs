@@ -5,6 +5,7 @@
 
 use crate::api::PodRef;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use tokio::sync::broadcast;
 
 /// `type` of an event.
@@ -29,6 +30,8 @@ pub struct Event {
     pub reason: Cow<'static, str>,
     /// Upstream's message.
     pub message: String,
+    /// Upstream's annotations, which few events have.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The handle rooms hold. Cloning is cheap.

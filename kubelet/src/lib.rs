@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod event;
+pub mod evict;
 pub mod gotext;
 pub mod image;
 pub mod log;

@@ -5,7 +5,9 @@
 use crate::assemble::Settings;
 use crate::cgroup::{CgroupConfig, Driver};
 use crate::clock::Clock;
+use crate::config::duration::GoDuration;
 use crate::config::{KubeletConfiguration, Loaded};
+use crate::evict::{self, EvictConfig};
 use crate::image::credential::{ProvidersConfig, SearchPlaces, provider};
 use crate::image::{
     Allowlist, CredentialConfig, GcConfig, ImageConfig, PullConfig, RecordConfig, VerificationPolicy,
@@ -66,6 +68,9 @@ pub enum SettingsError {
     /// Exec credential providers.
     #[error(transparent)]
     CredentialProvider(#[from] provider::ProviderConfigError),
+    /// Eviction thresholds.
+    #[error(transparent)]
+    Threshold(#[from] evict::ThresholdError),
     /// User namespaces.
     #[error(transparent)]
     UserIds(#[from] userns::PoolError),
@@ -167,6 +172,9 @@ impl Settings {
             clock: Clock::System,
             user_ids: user_ids(&loaded.config, pods)?,
             images: images(loaded, &root_dir)?,
+            evict: eviction(config)?,
+            measure: None,
+            kernel_log: Some(PathBuf::from(evict::oom::KMSG)),
             prober: None,
             // `process` starts one where it is asked for.
             tracer: Tracer::default(),
@@ -184,6 +192,26 @@ impl Settings {
             facts,
         })
     }
+}
+
+/// `eviction*`, as checked when the configuration was read.
+fn eviction(config: &KubeletConfiguration) -> Result<EvictConfig, evict::ThresholdError> {
+    let grace = config.eviction_soft_grace_period.iter();
+    let grace = grace.filter_map(|(k, text)| Some((k.clone(), text.parse::<GoDuration>().ok()?.to_std())));
+    let thresholds = evict::parse(&evict::Texts {
+        hard: &config.eviction_hard,
+        soft: &config.eviction_soft,
+        grace: &grace.collect(),
+        min_reclaim: &config.eviction_minimum_reclaim,
+        pods_enforced: config.cgroups_per_qos && config.enforce_node_allocatable.iter().any(|e| e == "pods"),
+    })?;
+    Ok(EvictConfig {
+        thresholds,
+        transition: config.eviction_pressure_transition_period.to_std(),
+        max_grace: crate::api::grace(config.eviction_max_pod_grace_period.into()),
+        local_limits: config.local_storage_capacity_isolation,
+        ..EvictConfig::default()
+    })
 }
 
 fn images(loaded: &Loaded, root_dir: &Path) -> Result<ImageConfig, SettingsError> {

@@ -36,6 +36,33 @@ pub fn local_time(seconds: i64) -> Option<[i32; 6]> {
         .then(|| [tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec])
 }
 
+/// Lets tokio wait for `file`, which must not block. Inside a runtime only.
+///
+/// # Errors
+/// The kernel cannot wait for such a file.
+pub fn watched(
+    file: std::fs::File,
+    interest: tokio::io::Interest,
+) -> std::io::Result<tokio::io::unix::AsyncFd<std::fs::File>> {
+    // SAFETY: a `File` owns its descriptor: it stays open, and the same, for as long as the file is in there.
+    unsafe { tokio::io::unix::AsyncFd::register_with_interest(file, interest) }.map_err(std::io::Error::from)
+}
+
+/// A new event descriptor (eventfd(2)): readable once something was counted, never blocking, not inherited.
+///
+/// # Errors
+/// The process has too many descriptors, or the node.
+pub fn event_fd() -> std::io::Result<std::fs::File> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the call takes two integers and makes a descriptor or answers -1.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made the descriptor, and nobody else knows of it.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
 /// The kernel's number, which the bindings lack for most platforms.
 const F_SETSIG: libc::c_int = 10;
 

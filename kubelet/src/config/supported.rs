@@ -27,7 +27,6 @@ enum Status {
 
 const API: &str = "joining a cluster is not supported yet";
 const URL: &str = "pods from a URL are not supported yet";
-const EVICTION: &str = "pods are not evicted yet";
 const CPU: &str = "CPUs are not assigned to containers yet";
 const NUMA: &str = "NUMA nodes are not managed yet";
 const SHUTDOWN: &str = "node shutdown is not handled yet";
@@ -117,12 +116,12 @@ const FIELDS: &[(&str, Status)] = &[
     ("kubeAPIBurst", Noted(API)),
     ("serializeImagePulls", Supported),
     ("maxParallelImagePulls", Supported),
-    ("evictionHard", Noted("it only counts in the node's allocatable: pods are not evicted yet")),
-    ("evictionSoft", NotYet(EVICTION)),
-    ("evictionSoftGracePeriod", NotYet(EVICTION)),
-    ("evictionPressureTransitionPeriod", NotYet(EVICTION)),
-    ("evictionMaxPodGracePeriod", NotYet(EVICTION)),
-    ("evictionMinimumReclaim", NotYet(EVICTION)),
+    ("evictionHard", Supported),
+    ("evictionSoft", Supported),
+    ("evictionSoftGracePeriod", Supported),
+    ("evictionPressureTransitionPeriod", Supported),
+    ("evictionMaxPodGracePeriod", Supported),
+    ("evictionMinimumReclaim", Supported),
     ("mergeDefaultEvictionSettings", Supported),
     ("podsPerCore", Supported),
     ("enableControllerAttachDetach", Noted(API)),
@@ -148,7 +147,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("allowedUnsafeSysctls", Supported),
     ("volumePluginDir", Noted("there are no flexvolume drivers")),
     ("providerID", Noted(API)),
-    ("kernelMemcgNotification", NotYet(EVICTION)),
+    ("kernelMemcgNotification", Noted("the kernel is always listened to where it tells of memory")),
     ("logging.format", Supported),
     ("logging.flushFrequency", Noted("log lines are written as they come")),
     ("logging.verbosity", Supported),
@@ -169,7 +168,7 @@ const FIELDS: &[(&str, Status)] = &[
     ("registerWithTaints", Noted(API)),
     ("registerNode", Noted(API)),
     ("tracing", Supported),
-    ("localStorageCapacityIsolation", NotYet("accounting for ephemeral storage cannot be switched off yet")),
+    ("localStorageCapacityIsolation", Supported),
     ("containerRuntimeEndpoint", Supported),
     ("imageServiceEndpoint", Supported),
     ("failCgroupV1", Supported),
@@ -185,7 +184,7 @@ const FLAGS: &[(&str, Status)] = &[
     ("config", Supported),
     ("config-dir", Supported),
     ("exit-on-lock-contention", NotYet("the agent takes no lock file yet")),
-    ("experimental-allocatable-ignore-eviction", NotYet("thresholds always count in the node's allocatable")),
+    ("experimental-allocatable-ignore-eviction", Supported),
     ("experimental-mounter-path", NotYet("the agent mounts by itself")),
     ("hostname-override", Supported),
     ("image-credential-provider-bin-dir", Supported),

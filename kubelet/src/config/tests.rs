@@ -128,16 +128,13 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_is_accepted() {
     assert_eq!(
         Start::with(
             "cpuManagerPolicy: static\n\
-             shutdownGracePeriod: 30s\nfeatureGates: {CRIListStreaming: true, WatchList: false}\n\
-             evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}\n"
+             shutdownGracePeriod: 30s\nfeatureGates: {CRIListStreaming: true, WatchList: false}\n"
         )
         .flags(&["--lock-file=/l", "--housekeeping-interval=1s", "--storage-driver-user=x"])
         .load()
         .unwrap_err(),
         [
             "not supported yet: cpuManagerPolicy (--cpu-manager-policy): \"static\": CPUs are not assigned to containers yet; only \"none\" is accepted",
-            "not supported yet: evictionSoft (--eviction-soft): {\"memory.available\":\"1Gi\"}: pods are not evicted yet; only nothing is accepted",
-            "not supported yet: evictionSoftGracePeriod (--eviction-soft-grace-period): {\"memory.available\":\"1m\"}: pods are not evicted yet; only nothing is accepted",
             "not supported yet: shutdownGracePeriod: \"30s\": node shutdown is not handled yet; only \"0s\" is accepted",
             "not supported yet: --housekeeping-interval: \"1s\": the agent has no such statistics library; only \"10s\" is accepted",
             "not supported yet: --lock-file: \"/l\": the agent takes no lock file yet; only nothing is accepted",
@@ -220,11 +217,6 @@ fn eviction_thresholds_are_replaced_or_merged_as_asked() {
     let text = "evictionHard: {memory.available: 1Gi}\n";
     let loaded = Start::with(text).load().unwrap();
     assert_eq!(loaded.config.eviction_hard.len(), 1);
-    assert_eq!(
-        loaded.warnings[0],
-        "evictionHard (--eviction-hard) = {\"memory.available\":\"1Gi\"} is accepted, but it only counts in the \
-         node's allocatable: pods are not evicted yet"
-    );
     let loaded = Start::with(&format!("{text}mergeDefaultEvictionSettings: true")).load().unwrap();
     assert_eq!(loaded.config.eviction_hard.len(), 5);
     assert_eq!(loaded.config.eviction_hard["memory.available"], "1Gi");

@@ -202,6 +202,15 @@ impl Images {
         }
     }
 
+    /// Removes every image that nobody uses, as far as it is older than `imageMinimumGCAge`: the node has no room left.
+    ///
+    /// # Errors
+    /// What the runtime said; some may be gone all the same.
+    pub async fn remove_unused(&self) -> Result<(), String> {
+        let config = self.inner.gc_config.unwrap_or_default();
+        self.inner.gc.remove_unused(&config).await.map_err(|e| e.to_string())
+    }
+
     /// An earlier agent may have died in a pull, and images may have gone while none ran. Goes on until the runtime has
     /// listed its images: the garbage collection, which comes after it, needs the same list.
     async fn settle_records(&self) {
@@ -381,6 +390,7 @@ impl Images {
             kind,
             reason: reason.into(),
             message: message.to_owned(),
+            annotations: Default::default(),
         });
     }
 

@@ -247,6 +247,10 @@ families! {
     credential_provider_errors: Family<Counter, 1> = counters("kubelet_credential_provider_plugin_errors_total", "Calls of exec credential providers that failed, by plugin.", ["plugin_name"]);
     credential_provider_duration: Family<Histogram, 1> = histograms("kubelet_credential_provider_plugin_duration", "How long exec credential providers took, in seconds, by plugin.", ["plugin_name"], DEFAULT);
 
+    // evict
+    evictions: Family<Counter, 1> = counters("kubelet_evictions", "Pods that were evicted, by the signal that was low or the limit that was passed.", ["eviction_signal"]);
+    eviction_stats_age: Family<Histogram, 1> = histograms("kubelet_eviction_stats_age_seconds", "How old the measurements were by which a pod was chosen, by signal.", ["eviction_signal"], DEFAULT);
+
     // status
     pod_status_sync_duration: Histogram = histogram("kubelet_pod_status_sync_duration_seconds", "From a change of a pod's status to the API having it.", STATUS_SYNC);
 

@@ -189,7 +189,10 @@ impl Actor {
             self.tell_backoffs(&desired, &plan.waiting);
             self.reasons.extend(plan.waiting.clone());
             self.publish(&desired, &plan);
+            // An evicted pod has ended when what it had on the node is gone, for which others wait.
+            let evicted = desired.stop.as_ref().is_some_and(|s| s.why.evicted().is_some() && !s.remove);
             if self.phase >= Phase::Terminated
+                && (!evicted || plan.steps.is_empty())
                 && let Some(ended) = self.ended.take()
             {
                 // Without `world` the agent is stopping.
@@ -428,6 +431,11 @@ impl Actor {
             }
             Step::RemoveSandbox { id } => self.steps.remove_sandbox(pod, id).await,
             Step::ReleaseCgroup => self.steps.release_cgroup(pod).await,
+            Step::ReleaseVolumes => {
+                self.steps.release_volumes().await?;
+                self.memory.volumes_released = true;
+                Ok(())
+            }
             Step::CleanUp => self.steps.clean_up().await,
         }
     }

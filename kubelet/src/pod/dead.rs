@@ -2,7 +2,8 @@
 //! `--minimum-container-ttl-duration`.
 //!
 //! What one container may keep is a matter of its pod's plan. How many the whole node may keep no pod knows: where there is
-//! such a limit, a task counts what pleg sees, and condemns the oldest; their pods' plans remove them. The newest instance of
+//! such a limit, a task counts what pleg sees, and condemns the oldest; their pods' plans remove them. So it does with all of
+//! them where the node's disk is full ([`Count::purge`]). The newest instance of
 //! a container is never removed while its pod is there: by it the agent knows that the container ran, and how it ended.
 
 use crate::api::PodUid;
@@ -11,7 +12,7 @@ use crate::pleg::observed::{Observed, State};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// What the flags say.
@@ -63,13 +64,29 @@ struct Dead {
 
 /// Where what is seen of pods is told. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Count(mpsc::UnboundedSender<(PodUid, Vec<Dead>)>);
+pub struct Count(mpsc::UnboundedSender<Told>);
+
+#[derive(Debug)]
+enum Told {
+    /// The ended containers of a pod.
+    Seen(PodUid, Vec<Dead>),
+    /// All must go that nobody needs; the sender goes when they have.
+    Purge(oneshot::Sender<()>),
+}
 
 impl Count {
     /// What is now seen of `uid`; never blocks.
     pub fn seen(&self, uid: &PodUid, seen: &Observed) {
         // Without the task the agent is stopping.
-        let _ = self.0.send((uid.clone(), dead(seen)));
+        let _ = self.0.send(Told::Seen(uid.clone(), dead(seen)));
+    }
+
+    /// Has every ended container removed that nobody needs and that is old enough, and waits until they are gone.
+    pub async fn purge(&self) {
+        let (done, gone) = oneshot::channel();
+        let _ = self.0.send(Told::Purge(done));
+        // An error is how the task says that it is done.
+        let _ = gone.await;
     }
 }
 
@@ -87,24 +104,31 @@ fn dead(seen: &Observed) -> Vec<Dead> {
         .collect()
 }
 
-/// Starts the task that holds the node to `most` ended containers.
-pub fn spawn(most: usize, config: DeadConfig, clock: Clock) -> (Count, Condemned, JoinHandle<()>) {
+/// Starts the task that holds the node to as many ended containers as it may keep, and that removes all when asked to.
+pub fn spawn(config: DeadConfig, clock: Clock) -> (Count, Condemned, JoinHandle<()>) {
     let (tx, rx) = mpsc::unbounded_channel();
     let (condemned, seen) = watch::channel(Arc::default());
-    (Count(tx), seen, tokio::spawn(run(rx, condemned, most, config, clock)))
+    (Count(tx), seen, tokio::spawn(run(rx, condemned, config, clock)))
 }
 
 async fn run(
-    mut seen: mpsc::UnboundedReceiver<(PodUid, Vec<Dead>)>,
+    mut told: mpsc::UnboundedReceiver<Told>,
     condemned: watch::Sender<Arc<HashSet<String>>>,
-    most: usize,
     config: DeadConfig,
     clock: Clock,
 ) {
+    let most = config.on_node.unwrap_or(usize::MAX);
     let mut all: HashMap<PodUid, Vec<Dead>> = HashMap::new();
+    // What must go at somebody's wish, and who waits for that.
+    let (mut purged, mut waiting) = (HashSet::new(), Vec::new());
     loop {
         let now = clock.nanos();
-        let (ids, next) = condemn(&all, most, &config, now);
+        let (mut ids, next) = condemn(&all, most, &config, now);
+        purged.retain(|id| all.values().flatten().any(|d| d.id == *id));
+        if purged.is_empty() {
+            waiting.clear();
+        }
+        ids.extend(purged.iter().cloned());
         condemned.send_if_modified(|known| {
             let changed = **known != ids;
             if changed {
@@ -122,9 +146,13 @@ async fn run(
         };
         // Both arms are cancel-safe.
         tokio::select! {
-            told = seen.recv() => match told {
-                Some((uid, dead)) if dead.is_empty() => drop(all.remove(&uid)),
-                Some((uid, dead)) => drop(all.insert(uid, dead)),
+            told = told.recv() => match told {
+                Some(Told::Seen(uid, dead)) if dead.is_empty() => drop(all.remove(&uid)),
+                Some(Told::Seen(uid, dead)) => drop(all.insert(uid, dead)),
+                Some(Told::Purge(done)) => {
+                    purged.extend(condemn(&all, 0, &config, now).0);
+                    waiting.push(done);
+                }
                 None => return,
             },
             () = older => {}
@@ -223,6 +251,31 @@ mod tests {
     fn the_newest_instance_of_a_container_stays_whatever_the_limit() {
         let all = node(&[("u", &[("a", &[1, 2], false), ("b", &[3, 4], true)])]);
         assert_eq!(condemned(&all, 0), ["u/a@1", "u/b@3", "u/b@4"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_purge_condemns_all_but_the_newest_and_waits_until_they_are_gone() {
+        let (count, mut condemned, task) = spawn(DeadConfig::default(), Clock::System);
+        let told = |of: &[Given<'_>]| {
+            for (uid, dead) in node(&[("u", of)]) {
+                count.0.send(Told::Seen(uid, dead)).unwrap();
+            }
+        };
+        told(&[("a", &[1, 2], false), ("b", &[3], true)]);
+        let purge = count.purge();
+        tokio::pin!(purge);
+        tokio::select! {
+            () = &mut purge => panic!("they are still there"),
+            changed = condemned.changed() => changed.unwrap(),
+        }
+        let mut ids: Vec<_> = condemned.borrow().iter().cloned().collect();
+        ids.sort();
+        assert_eq!(ids, ["u/a@1", "u/b@3"]);
+        told(&[("a", &[2], false)]);
+        purge.await;
+        assert!(condemned.borrow_and_update().is_empty());
+        count.purge().await;
+        task.abort();
     }
 
     #[test]

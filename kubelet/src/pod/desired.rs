@@ -1,6 +1,7 @@
 //! What should run: the message from `world` to a pod's actor. The newest one wins.
 
 use crate::api::{self, Origin, Pod};
+use crate::evict::Evicted;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub enum StopReason {
         /// When the time was over (nanoseconds since the epoch): what had ended by then ended by itself.
         at: i64,
     },
+    /// The node was short of something, or the pod passed a limit of its own.
+    Evicted(Evicted),
 }
 
 impl StopReason {
@@ -54,7 +57,15 @@ impl StopReason {
             Self::DeadlineExceeded { .. } => {
                 Some(("DeadlineExceeded", "Pod was active on the node longer than the specified deadline"))
             }
-            Self::Deleted | Self::Orphaned | Self::Rejected { .. } => None,
+            Self::Deleted | Self::Orphaned | Self::Rejected { .. } | Self::Evicted(_) => None,
+        }
+    }
+
+    /// Why it was evicted, if it was.
+    pub fn evicted(&self) -> Option<&Evicted> {
+        match self {
+            Self::Evicted(why) => Some(why),
+            _ => None,
         }
     }
 }

@@ -96,6 +96,7 @@ async fn ask(target: &Target<'_>, action: &HTTPGetAction) -> Result<(), String> 
         kind: Kind::Warning,
         reason: "LifecycleHTTPFallback".into(),
         message: format!("request to HTTPS lifecycle hook {at} got HTTP response, retry with HTTP succeeded"),
+        annotations: Default::default(),
     });
     Ok(())
 }

@@ -87,6 +87,8 @@ pub struct Memory {
     pub failed_starts: HashMap<String, Instant>,
     /// Of these, instances that run although their postStart hook failed: they could not be ended yet.
     pub hook_failed: HashSet<String>,
+    /// The volumes of a pod that was evicted are gone.
+    pub volumes_released: bool,
     /// When instances that ended were first seen to have: a wait is over by the steady clock at the latest.
     pub ends: HashMap<String, Instant>,
 }
@@ -161,6 +163,8 @@ pub enum Step {
     },
     /// Remove the pod's cgroup: nothing of the pod runs any more.
     ReleaseCgroup,
+    /// Remove the pod's volumes with what is in them; the rest of its directory stays.
+    ReleaseVolumes,
     /// Remove volumes, directories, logs: the source no longer has the pod and the runtime has nothing of it.
     CleanUp,
 }

@@ -155,7 +155,14 @@ impl Steps {
 
     fn event(&self, kind: Kind, field_path: Option<String>, reason: &'static str, message: String) {
         let (pod, reason) = (Some(self.pod.clone()), reason.into());
-        self.rooms.recorder.record(Event { pod, field_path, kind, reason, message });
+        self.rooms.recorder.record(Event {
+            pod,
+            field_path,
+            kind,
+            reason,
+            message,
+            annotations: Default::default(),
+        });
     }
 
     /// Makes the links to the logs of what is there, where an earlier incarnation of the agent was killed before it had.
@@ -288,6 +295,17 @@ impl Steps {
         self.cgroup_gone(removed, "remove the pod's cgroup")?;
         self.cgroup_made = false;
         self.limits = None;
+        Ok(())
+    }
+
+    /// The volumes of a pod that has ended for good. Its directory stays, and with it what must outlive the agent.
+    pub async fn release_volumes(&mut self) -> Result<(), Failure> {
+        self.keeper = None;
+        if let Err(error) = self.rooms.volumes.release(&self.pod.uid).await {
+            self.event(Kind::Warning, None, "FailedUnmount", error.to_string());
+            return Err(Failure::default());
+        }
+        self.mounted = None;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 use super::SettingsError;
 use crate::cgroup::{MemoryReserve, NodeValues, PodValues, Protection, Reserved};
 use crate::config::Loaded;
+use crate::evict::Amount;
 use crate::node::Capacity;
 use crate::pod::translate::memory::MemoryQos;
 use crate::pod::translate::{self, Allocatable};
@@ -15,16 +16,14 @@ use std::collections::BTreeMap;
 pub fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, SettingsError> {
     let config = &loaded.config;
     let cpu = reserved(loaded, "cpu", |n| n.milli());
-    let memory = reserved(loaded, "memory", |n| n.value()).saturating_add(threshold(
-        &config.eviction_hard,
-        "memory.available",
-        capacity.memory,
-    ));
-    let storage = reserved(loaded, "ephemeral-storage", |n| n.value()).saturating_add(threshold(
-        &config.eviction_hard,
-        "nodefs.available",
-        capacity.ephemeral_storage,
-    ));
+    let kept = |signal, capacity| match loaded.flags.experimental_allocatable_ignore_eviction {
+        true => 0,
+        false => threshold(&config.eviction_hard, signal, capacity),
+    };
+    let memory =
+        reserved(loaded, "memory", |n| n.value()).saturating_add(kept("memory.available", capacity.memory));
+    let storage = reserved(loaded, "ephemeral-storage", |n| n.value())
+        .saturating_add(kept("nodefs.available", capacity.ephemeral_storage));
     let left = |field, capacity: i64, reserved: i64| {
         if reserved > capacity {
             return Err(SettingsError::Reserved { field, reserved, capacity });
@@ -42,11 +41,15 @@ pub fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, 
             capacity.memory,
             memory.saturating_add(huge),
         )?,
-        ephemeral_bytes: left(
-            "kubeReserved, systemReserved and evictionHard: ephemeral-storage",
-            capacity.ephemeral_storage,
-            storage,
-        )?,
+        ephemeral_bytes: match config.local_storage_capacity_isolation {
+            true => left(
+                "kubeReserved, systemReserved and evictionHard: ephemeral-storage",
+                capacity.ephemeral_storage,
+                storage,
+            )?,
+            // The node has none to give, as upstream's has then.
+            false => 0,
+        },
     })
 }
 
@@ -65,11 +68,8 @@ fn amount(map: &BTreeMap<String, String>, name: &str) -> Option<quantity::Nano> 
 
 /// An eviction threshold as an amount: a quantity, or a percentage of `capacity`.
 fn threshold(thresholds: &BTreeMap<String, String>, signal: &str, capacity: i64) -> i64 {
-    let Some(text) = thresholds.get(signal) else { return 0 };
-    match text.strip_suffix('%').map(str::parse::<f64>) {
-        Some(Ok(percent)) => (capacity as f64 * percent / 100.0) as i64,
-        _ => quantity::parse(text).map_or(0, quantity::Nano::value),
-    }
+    let amount = thresholds.get(signal).and_then(|text| Amount::parse(text).ok());
+    amount.map_or(0, |amount| amount.of(capacity))
 }
 
 /// Memory of all pods together: what is not reserved. The eviction threshold is not taken off.

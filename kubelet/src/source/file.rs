@@ -77,6 +77,7 @@ impl Reader for Pods {
             field_path: None,
             kind: Kind::Warning,
             reason: "FailedValidation".into(),
+            annotations: Default::default(),
         });
     }
 }

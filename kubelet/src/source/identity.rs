@@ -13,8 +13,8 @@ use crate::api::{Origin, Pod, as_container};
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, PodSpec, Toleration, Volume};
 use sha2::{Digest, Sha256};
 
-/// `kubernetes.io/config.source`: where the pod came from.
-pub const SOURCE: &str = "kubernetes.io/config.source";
+/// Where the pod came from.
+pub use crate::api::CONFIG_SOURCE as SOURCE;
 /// `kubernetes.io/config.seen`: when, in RFC 3339 with nanoseconds.
 pub const SEEN: &str = "kubernetes.io/config.seen";
 /// `kubernetes.io/config.mirror`: marks the API server's copy of a static pod, which no manifest is.

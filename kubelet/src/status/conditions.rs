@@ -69,6 +69,12 @@ fn all_restarting(input: &Input<'_>, phase: &str) -> PodCondition {
     PodCondition { observed_generation: None, ..condition(input, "AllContainersRestarting", verdict) }
 }
 
+/// `DisruptionTarget`: the pod went for the node's sake. It comes with the final phase, before all other conditions.
+pub fn disruption_target(input: &Input<'_>, message: &str) -> PodCondition {
+    let reason = Some("TerminationByKubelet");
+    condition(input, "DisruptionTarget", Verdict { ok: true, reason, message: Some(message.to_owned()) })
+}
+
 /// The statuses of the sidecars among those of init containers.
 pub fn sidecars<'a>(pod: &Pod, inits: &'a [ContainerStatus]) -> Vec<&'a ContainerStatus> {
     let spec = api::spec(pod);

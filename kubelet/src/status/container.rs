@@ -58,7 +58,9 @@ fn of_nothing(input: &Input<'_>, list: ContainerList, c: &Container) -> Containe
     let mut status = blank(input, c);
     // Of ephemeral containers logs tell only that they ran.
     let known = if list == ContainerList::Ephemeral { None } else { input.restarts.get(&c.name) };
-    status.restart_count = known.map_or(0, |n| i32::try_from(*n).unwrap_or(i32::MAX));
+    // What an evicted pod had is removed, and no other will follow.
+    let known = known.map_or(0, |n| n.saturating_sub(u32::from(input.evicted.is_some())));
+    status.restart_count = i32::try_from(known).unwrap_or(i32::MAX);
     if let Some(before) = previous(input, c) {
         let (volume_mounts, restarts) = (status.volume_mounts.take(), status.restart_count);
         let told = before.state.as_ref();

@@ -1,10 +1,12 @@
 //! [`api_status`]: a pod's status from what should be, what is, and where its actor stands. Pure.
 
-use super::conditions::{self, FAILED};
+use super::conditions::{self, FAILED, SUCCEEDED};
 use super::container::container_status;
+use super::is_final;
 use super::phase::{end, held_back, phase};
 use crate::api::{self, Pod, PodStatus};
 use crate::event::ContainerList;
+use crate::evict::{self, Evicted};
 use crate::pleg::observed::{Instance, Observed};
 use crate::pod::plan::{Outcome, Phase, Waiting};
 use crate::pod::translate::{self, ResourceList};
@@ -67,6 +69,8 @@ pub struct Input<'a> {
     pub rejected: Option<(&'a str, &'a str)>,
     /// It is being ended, or was, and is Failed for that: reason and message.
     pub failed: Option<(&'a str, &'a str)>,
+    /// It is being evicted, or was.
+    pub evicted: Option<&'a Evicted>,
     /// It has a working sandbox.
     pub sandbox_up: bool,
     /// The status last published.
@@ -94,14 +98,26 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
         return status;
     }
     containers(input, &mut status);
-    let computed = if input.failed.is_some() { FAILED } else { phase(input, &status) };
+    let computed = match phase(input, &status) {
+        _ if input.failed.is_some() => FAILED,
+        // As upstream, an evicted pod that ended well when told to has succeeded.
+        natural if natural != SUCCEEDED && input.evicted.is_some() && input.phase >= Phase::Terminated => {
+            FAILED
+        }
+        natural => natural,
+    };
     status.conditions = Some(conditions::conditions(input, computed, &status));
     status.phase = Some(held_back(input, computed).to_owned());
     if input.phase >= Phase::Terminated && input.released {
         end(input, &mut status, computed);
     }
+    if let Some(why) = input.evicted.filter(|why| why.disrupted && is_final(&status)) {
+        let all = status.conditions.get_or_insert_default();
+        all.insert(0, conditions::disruption_target(input, &why.message));
+    }
     // As upstream, the reason comes with the final phase.
-    if let Some((reason, message)) = input.failed
+    let evicted = input.evicted.map(|why| (evict::REASON, why.message.as_str()));
+    if let Some((reason, message)) = input.failed.or(evicted)
         && status.phase.as_deref() == Some(FAILED)
     {
         status.reason = Some(reason.to_owned());

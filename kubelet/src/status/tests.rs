@@ -67,6 +67,7 @@ impl Given {
             waiting: &self.waiting,
             removed: &self.removed,
             failed: None,
+            evicted: None,
             restarts: &self.restarts,
             readiness: &self.readiness,
             resetting: self.resetting,

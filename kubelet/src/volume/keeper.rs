@@ -201,6 +201,13 @@ impl Task {
             return;
         }
         let (pod, reason) = (Some(PodRef::of(pod)), reason.into());
-        self.recorder.record(Event { pod, field_path: None, kind: Kind::Warning, reason, message });
+        self.recorder.record(Event {
+            pod,
+            field_path: None,
+            kind: Kind::Warning,
+            reason,
+            message,
+            annotations: Default::default(),
+        });
     }
 }

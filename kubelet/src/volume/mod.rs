@@ -270,9 +270,23 @@ impl Volumes {
         work.await.map_err(|e| MountError::new(e.to_string()))?
     }
 
+    /// Unmounts and removes the pod's volumes; the rest of its directory stays. Idempotent. To be called when no container
+    /// of the pod is left.
+    pub async fn release(&self, uid: &PodUid) -> Result<(), TeardownError> {
+        self.tear(uid, teardown::volumes).await
+    }
+
     /// Unmounts the pod's volumes and removes its directory. Idempotent. To be called when no container of the pod is
     /// left; a volume still in use is an error that says which.
     pub async fn teardown(&self, uid: &PodUid) -> Result<(), TeardownError> {
+        self.tear(uid, teardown::teardown).await
+    }
+
+    async fn tear(
+        &self,
+        uid: &PodUid,
+        what: fn(&Path, &Path) -> Result<(), TeardownError>,
+    ) -> Result<(), TeardownError> {
         // A UID that cannot name a directory has none.
         if !policy::is_file_name(uid.as_str()) {
             return Ok(());
@@ -281,7 +295,7 @@ impl Volumes {
         let work = self.blocking(uid, move |_| {
             // Without links, as the mount table spells it.
             let pods = inner.pods.canonicalize().map_err(IoError::at("resolve", &inner.pods))?;
-            teardown::teardown(&pods.join(name), &inner.mount_table)
+            what(&pods.join(name), &inner.mount_table)
         });
         work.await.map_err(|e| IoError::at("remove", &self.pod_dir(uid))(std::io::Error::other(e)))?
     }

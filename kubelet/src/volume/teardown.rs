@@ -25,6 +25,21 @@ pub fn teardown(pod_dir: &Path, mount_table: &Path) -> Result<(), TeardownError>
     if !pod_dir.exists() {
         return Ok(());
     }
+    unmount(pod_dir, mount_table)?;
+    remove_tree(pod_dir)
+}
+
+/// Unmounts and removes the volumes in `pod_dir` and nothing else of it. Tells of what cannot be removed.
+pub fn volumes(pod_dir: &Path, mount_table: &Path) -> Result<(), TeardownError> {
+    if !pod_dir.exists() {
+        return Ok(());
+    }
+    unmount(pod_dir, mount_table)?;
+    remove_tree(&pod_dir.join("volume-subpaths")).and(remove_tree(&pod_dir.join("volumes")))
+}
+
+/// Unmounts what the room mounted in `pod_dir`.
+fn unmount(pod_dir: &Path, mount_table: &Path) -> Result<(), TeardownError> {
     let table = mountinfo::read(mount_table).map_err(IoError::at("read", mount_table))?;
     let inside: Vec<&Mount> = table.iter().filter(|m| m.point.starts_with(pod_dir)).collect();
     if let Some(foreign) = inside.iter().find(|m| !is_ours(pod_dir, &m.point)) {
@@ -39,7 +54,7 @@ pub fn teardown(pod_dir: &Path, mount_table: &Path) -> Result<(), TeardownError>
         rustix::mount::unmount(&mount.point, UnmountFlags::NOFOLLOW)
             .map_err(|e| TeardownError::Unmount { point: mount.point.clone(), cause: e.into() })?;
     }
-    remove_tree(pod_dir)
+    Ok(())
 }
 
 /// Whether the room mounts things at `point`: a memory volume or a bound sub path.

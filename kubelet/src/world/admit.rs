@@ -3,7 +3,8 @@
 
 use super::affinity::{self, NodeLabels};
 use super::books::Promised;
-use crate::api::{self, Pod};
+use crate::api::{self, Pod, Qos};
+use crate::evict::{self, Condition, Pressure};
 use crate::pod::translate::{self, resources::is_sidecar, security::APPARMOR_ANNOTATION};
 use crate::quantity::Nano;
 
@@ -48,6 +49,37 @@ impl Rejection {
             ),
         )
     }
+}
+
+/// Does the node take `pod` in while it is short of something? Critical pods always; under memory pressure alone those that
+/// asked for resources, or tolerate it.
+pub fn pressure(pod: &Pod, pressure: &Pressure) -> Result<(), Rejection> {
+    let conditions = &pressure.conditions;
+    if conditions.is_empty() || api::is_critical(pod) {
+        return Ok(());
+    }
+    let memory_alone = conditions.iter().eq([&Condition::MemoryPressure]);
+    let best_effort = translate::qos_class(pod) == Qos::BestEffort;
+    if memory_alone && (!best_effort || tolerates_memory_pressure(pod)) {
+        return Ok(());
+    }
+    Err(Rejection::new(evict::REASON, evict::not_admitted(conditions)))
+}
+
+/// The taint `node.kubernetes.io/memory-pressure:NoSchedule`, which has no value, is tolerated.
+fn tolerates_memory_pressure(pod: &Pod) -> bool {
+    api::spec(pod).tolerations.iter().flatten().any(|t| {
+        let effect = t.effect.as_deref().unwrap_or_default();
+        let key = t.key.as_deref().unwrap_or_default();
+        let matches = match t.operator.as_deref().unwrap_or_default() {
+            "Exists" => true,
+            "" | "Equal" => t.value.as_deref().unwrap_or_default().is_empty(),
+            _ => false,
+        };
+        matches
+            && (effect.is_empty() || effect == "NoSchedule")
+            && (key.is_empty() || key == "node.kubernetes.io/memory-pressure")
+    })
 }
 
 /// May `pod` run beside what is `promised`?

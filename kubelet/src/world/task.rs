@@ -9,6 +9,7 @@ use super::deadlines::{self, Deadlines, Over};
 use super::orphans::{self, FullPicture};
 use crate::api::{Origin, Pod, PodRef, PodUid};
 use crate::event::{Event, Kind};
+use crate::evict::{self, Order, Pressure};
 use crate::pleg::observed::Picture;
 use crate::pod::desired::{MINIMUM_GRACE, grace_of};
 use crate::pod::{self, Desired, Rooms, Stop, StopReason};
@@ -31,6 +32,10 @@ pub struct Config {
     pub node: Node,
     /// The sources that will tell when they have told all.
     pub sources: HashSet<Origin>,
+    /// Pods to evict.
+    pub evictions: mpsc::Receiver<Order>,
+    /// What the node is short of.
+    pub pressure: watch::Receiver<Pressure>,
 }
 
 /// The task's state.
@@ -49,6 +54,10 @@ pub struct World {
     ids: HashMap<Id, PodUid>,
     /// Actors tell of pods of which nothing runs any more: they hold nothing of the node.
     ended: (mpsc::UnboundedSender<PodUid>, mpsc::UnboundedReceiver<PodUid>),
+    evictions: mpsc::Receiver<Order>,
+    pressure: watch::Receiver<Pressure>,
+    /// Who waits for evicted pods to end.
+    awaited: HashMap<PodUid, Vec<oneshot::Sender<()>>>,
     picture: Option<Picture>,
     swept: bool,
 }
@@ -76,6 +85,9 @@ impl World {
             actors: JoinSet::new(),
             ids: HashMap::new(),
             ended: mpsc::unbounded_channel(),
+            evictions: config.evictions,
+            pressure: config.pressure,
+            awaited: HashMap::new(),
             picture: None,
             swept: false,
         }
@@ -101,6 +113,7 @@ impl World {
                 Some(stray) = strays.recv() => self.stray(stray),
                 Some(uid) = self.ended.1.recv() => self.release(&uid),
                 over = self.deadlines.next() => self.time_is_over(over),
+                Some(order) = self.evictions.recv() => self.evict(order),
                 Some(ended) = self.actors.join_next_with_id() => match ended {
                     Ok((id, pod)) => { self.ids.remove(&id); self.gone(&pod) }
                     Err(error) => self.panicked(error.id(), &error),
@@ -171,11 +184,19 @@ impl World {
     fn take_on(&mut self, pod: PodRef, new: SourcePod) {
         let found = self.picture.as_ref().and_then(|p| p.pods.get(&pod.uid)).map(|(_, seen)| seen.clone());
         let runs = found.as_ref().is_some_and(|seen| !seen.is_empty());
-        let verdict = if runs { Ok(()) } else { admit::admit(&new.pod, &self.promised, &self.node) };
+        let evicted = evict::record::read(&self.rooms.volumes.pod_dir(&pod.uid), &pod.uid);
+        let verdict = if runs || evicted.is_some() { Ok(()) } else { self.admit(&new.pod) };
         let mut desired = Desired { stop: deletion(&new.pod), pod: new.pod, origin: new.origin };
         let now = self.rooms.clock.nanos();
         let began = found.as_ref().and_then(|seen| seen.began()).unwrap_or(now);
         let deadline = deadlines::of(&desired.pod, began);
+        // An eviction that was ordered is carried out, whoever ordered it, and one that was carried out stays.
+        if let Some(record) = evicted
+            && desired.stop.is_none()
+        {
+            let grace = Duration::from_secs(record.grace_seconds);
+            desired.stop = Some(Stop { why: StopReason::Evicted(record.why), grace, remove: false });
+        }
         // One whose time was over before this agent began was ended for that, or must be now.
         if let Some(at) = deadline.filter(|at| *at <= now && desired.stop.is_none()) {
             let live = found.as_ref().is_some_and(|seen| seen.is_live());
@@ -184,6 +205,7 @@ impl World {
         match verdict {
             // What ended before this agent began holds nothing, as what ends while it runs.
             Ok(()) if found.is_some_and(|seen| pod::plan::has_ended(&desired, &seen)) => {}
+            Ok(()) if !runs && desired.stop.as_ref().is_some_and(|s| s.why.evicted().is_some()) => {}
             Ok(()) => {
                 self.promised.promise(pod.uid.clone(), &desired.pod);
                 self.deadlines.set(&pod.uid, deadline.filter(|_| desired.stop.is_none()), now);
@@ -193,6 +215,21 @@ impl World {
         self.directory.put(pod.uid.clone(), desired.pod.clone());
         self.spawn(pod, desired, began, new.arrived, Duration::ZERO);
         self.update_qos();
+    }
+
+    fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
+        admit::pressure(pod, &self.pressure.borrow())?;
+        admit::admit(pod, &self.promised, &self.node)
+    }
+
+    /// A pod must go so that the others can stay. One that is going already has no longer for it than an evicted one.
+    fn evict(&mut self, Order { uid, why, grace, ended }: Order) {
+        let Some(entry) = self.pods.get(&uid).filter(|_| self.promised.holds(&uid)) else { return };
+        let stop = Stop { why: StopReason::Evicted(why), grace, remove: false };
+        entry.desired.send_modify(|d| merge_stop(&mut d.stop, stop));
+        self.awaited.entry(uid.clone()).or_default().push(ended);
+        self.deadlines.set(&uid, None, 0);
+        self.count();
     }
 
     /// A pod has run for as long as it may.
@@ -217,6 +254,7 @@ impl World {
                 kind: Kind::Normal,
                 reason: reason.into(),
                 message: message.to_owned(),
+                annotations: Default::default(),
             });
         }
         Stop { why, grace: grace_of(spec), remove: false }
@@ -230,6 +268,7 @@ impl World {
             kind: Kind::Warning,
             reason: reason.clone().into(),
             message: message.clone(),
+            annotations: Default::default(),
         });
         Stop { why: StopReason::Rejected { reason, message }, grace: MINIMUM_GRACE, remove: false }
     }
@@ -282,6 +321,8 @@ impl World {
 
     fn release(&mut self, uid: &PodUid) {
         self.promised.release(uid);
+        // Dropping it tells those who wait.
+        self.awaited.remove(uid);
         self.deadlines.set(uid, None, 0);
         self.update_qos();
     }

@@ -20,6 +20,7 @@
 //! | `admission` | what the node can give |
 //! | `users` | user namespaces |
 //! | `hooks` | postStart and preStop |
+//! | `evict`, `evict_disk` | eviction for want of memory, of disk space, and for limits of a pod's own |
 //! | `deadlines` | `activeDeadlineSeconds` |
 //! | `clock` | a wall clock that is set |
 //! | `cgroups` | cgroup drivers |
@@ -34,6 +35,8 @@ mod checkpoints;
 mod clock;
 mod dead;
 mod deadlines;
+mod evict;
+mod evict_disk;
 mod faults;
 mod hooks;
 mod images;

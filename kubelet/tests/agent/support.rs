@@ -4,6 +4,8 @@
 //! outlives the agents started on it; [`Witness`] watches the runtime all along and fails the test when two instances of
 //! a container, or two sandboxes of a pod, run at once.
 
+pub mod meter;
+
 use cri::fake::{Builder, Call, FakeRuntime};
 use cri::v1;
 use kubelet::api::{Origin, Pod, PodRef, PodStatus, PodUid};
@@ -11,6 +13,7 @@ use kubelet::assemble::{Agent, Settings};
 use kubelet::cgroup::{CgroupConfig, NodeValues};
 use kubelet::clock::Clock;
 use kubelet::event::Event;
+use kubelet::evict::EvictConfig;
 use kubelet::image::{ImageConfig, PullConfig, RecordConfig, VerificationPolicy};
 use kubelet::log::RotationConfig;
 use kubelet::metrics::Metrics;
@@ -218,6 +221,10 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
             }),
             ..ImageConfig::default()
         },
+        // Off unless a test asks for it, as the other nets are.
+        evict: EvictConfig { net: YEAR, ..EvictConfig::default() },
+        measure: None,
+        kernel_log: None,
         tracer: Tracer::default(),
         volume_stats_period: None,
         log_rotation: RotationConfig { interval: YEAR, ..RotationConfig::default() },
@@ -317,6 +324,11 @@ impl Running {
                 Err(_) => return all,
             }
         }
+    }
+
+    /// The page `/metrics`.
+    pub fn metrics(&self) -> String {
+        self.agent.metrics.registry().render()
     }
 
     /// Waits until `holds`; looked at whenever the runtime is called or changes, and at every new status.

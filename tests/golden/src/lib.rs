@@ -13,6 +13,7 @@
 pub mod case;
 pub mod compare;
 mod deeds;
+mod disks;
 mod ephemeral;
 pub mod node;
 pub mod normal;

@@ -8,6 +8,7 @@ use kubelet::api::Origin;
 use kubelet::assemble::Settings;
 use kubelet::cgroup::{CgroupConfig, Cgroups, NodeValues, Version};
 use kubelet::clock::Clock;
+use kubelet::evict::EvictConfig;
 use kubelet::image::{ImageConfig, RecordConfig, VerificationPolicy};
 use kubelet::log::RotationConfig;
 use kubelet::pleg;
@@ -133,6 +134,9 @@ impl Node {
                 }),
                 ..ImageConfig::default()
             },
+            evict: EvictConfig::default(),
+            measure: None,
+            kernel_log: None,
             prober: None,
             tracer: Tracer::default(),
             // The runtime in memory writes no logs: what is never there must not be asked for.

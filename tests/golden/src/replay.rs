@@ -8,6 +8,7 @@
 
 use crate::case::{Case, PodRecord};
 use crate::deeds;
+use crate::disks::Disks;
 use crate::ephemeral;
 use crate::node::{CgroupValues, Node};
 use crate::probes::Recorded;
@@ -76,6 +77,7 @@ pub async fn replay(case: &Case, node: &Node) -> Result<Outcome> {
     let capabilities = client.connected().await;
     let mut settings = node.settings(Clock::steady(epoch))?;
     settings.prober = Some(Arc::new(Recorded::new(case, &fake)));
+    settings.measure = Some(Arc::new(Disks::new(case, &fake)));
     let agent = Agent::start(settings, client, &capabilities, Metrics::default()).await?;
     let (statuses, events) = (agent.statuses.subscribe(), agent.recorder.subscribe());
     agent.sources.send(SourceEvent::Synced(Origin::Api)).await.context("the agent has ended")?;

@@ -5,11 +5,7 @@ use crate::replay::Outcome;
 use serde_json::Value;
 
 /// Cases by name whose script needs something that the replay or the agent does not have.
-const BY_NAME: [(&str, &str); 10] = [
-    ("evict-container-ephemeral", "eviction"),
-    ("evict-emptydir", "eviction"),
-    ("evict-emptydir-exit3", "eviction"),
-    ("evict-emptydir-ignores-term", "eviction"),
+const BY_NAME: [(&str, &str); 6] = [
     ("exec-logs", "exec over the agent's API"),
     ("kubelet-alt-config", "CPU managers and a second configuration of the agent"),
     ("preempt-by-critical", "preemption"),

@@ -5,6 +5,7 @@
 //! | [`node`] | one running agent: manifests in, pods out, killed and started again |
 //! | [`runtime`] | the container runtime that the tests of one process take turns at |
 //! | [`http`] | requests to the agent's ports |
+//! | [`inside`] | an agent in this process, for pods of an API server |
 //! | [`left`] | whatever lies on the host beside what the manifests want |
 //! | [`manifest`], [`status`] | pods to write, statuses to read |
 //! | [`marks`] | pods that notice when two of them run at once |
@@ -33,6 +34,7 @@
 
 pub mod acts;
 pub mod http;
+pub mod inside;
 pub mod left;
 pub mod manifest;
 pub mod marks;

@@ -86,7 +86,7 @@ objects! {
         value config_dir: String = String::new() => "config-dir",
         /// End when another process wants the lock file.
         value exit_on_lock_contention: bool = false => "exit-on-lock-contention",
-        /// Removed switch: leave eviction thresholds out of allocatable.
+        /// Leave eviction thresholds out of allocatable.
         value experimental_allocatable_ignore_eviction: bool = false => "experimental-allocatable-ignore-eviction",
         /// Removed switch: a wrapper for mount.
         value experimental_mounter_path: String = String::new() => "experimental-mounter-path",

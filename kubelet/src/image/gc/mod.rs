@@ -32,7 +32,7 @@ pub struct Gc {
 
 /// Why a round did not do what it should.
 #[derive(Debug, thiserror::Error)]
-enum GcError {
+pub enum GcError {
     #[error(transparent)]
     Runtime(#[from] cri::Error),
     #[error(transparent)]
@@ -88,6 +88,25 @@ impl Gc {
                 }
             }
         }
+    }
+
+    /// Removes every image that nobody uses and that is old enough, whatever the thresholds: the disk is full.
+    pub async fn remove_unused(&self, config: &GcConfig) -> Result<(), GcError> {
+        let now = Instant::now();
+        let images = self.runtime.list_images().await?;
+        let used = self.runtime.images_in_use(true).await?;
+        let candidates = self.records().look(&images, &used, now);
+        let mut freeing = Freeing::new(candidates, u64::MAX, config, now);
+        let mut errors = Vec::new();
+        while let Some(candidate) = freeing.next() {
+            if self.remove(&candidate, "space", &mut errors).await {
+                freeing.removed(candidate.size);
+            }
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(GcError::Removal { wanted: u64::MAX, freed: freeing.freed, errors: errors.join(", ") })
     }
 
     async fn first_look(&self) -> Result<(), GcError> {
@@ -177,7 +196,14 @@ impl Gc {
 
     fn event(&self, reason: &'static str, message: String) {
         let (kind, reason) = (Kind::Warning, reason.into());
-        self.recorder.record(Event { pod: None, field_path: None, kind, reason, message });
+        self.recorder.record(Event {
+            pod: None,
+            field_path: None,
+            kind,
+            reason,
+            message,
+            annotations: Default::default(),
+        });
     }
 }
 

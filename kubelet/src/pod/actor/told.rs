@@ -85,6 +85,7 @@ impl Actor {
             _ => None,
         });
         let verdict = desired.stop.as_ref().and_then(|s| s.why.verdict());
+        let evicted = desired.stop.as_ref().and_then(|s| s.why.evicted());
         let nothing = Default::default();
         let previous = self.rooms.statuses.get(&self.pod.uid);
         Some(api_status(&status::Input {
@@ -101,6 +102,7 @@ impl Actor {
             removed: &self.removed,
             rejected,
             failed: if plan::overran(desired, &self.seen) { verdict } else { None },
+            evicted,
             sandbox_up,
             previous: previous.as_deref(),
             start_time: self.start_time,

@@ -46,13 +46,14 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
             phase = Phase::Gone;
             steps.push(Step::CleanUp);
         }
-        steps.extend(
-            observed
-                .containers
-                .iter()
-                .map(|c| Step::RemoveContainer { id: c.id.clone(), name: c.name.clone() }),
-        );
+        steps.extend(removals(observed));
         steps.extend(observed.sandboxes.iter().map(|s| Step::RemoveSandbox { id: s.id.clone() }));
+    } else if ended && input.desired.stop.as_ref().is_some_and(|s| s.why.evicted().is_some()) {
+        // What it had on the node's disks is what the node is in need of.
+        steps.extend(removals(observed));
+        if !input.memory.volumes_released {
+            steps.push(Step::ReleaseVolumes);
+        }
     } else if ended {
         let (more, later) = garbage(input, None);
         steps.extend(more);
@@ -68,6 +69,11 @@ pub(super) fn terminate(input: &Input<'_>, outcome: Option<Outcome>) -> Plan {
         (steps, wake) = (Vec::new(), Some(at));
     }
     Plan { phase, steps, waiting: BTreeMap::new(), wake, outcome, resetting: false }
+}
+
+/// Every instance there is goes.
+fn removals(observed: &Observed) -> impl Iterator<Item = Step> {
+    observed.containers.iter().map(|c| Step::RemoveContainer { id: c.id.clone(), name: c.name.clone() })
 }
 
 /// Those of `instances` that live, each with its turn.

@@ -125,6 +125,7 @@ fn short(plan: &Plan, pod: &Pod) -> Vec<String> {
             Step::RemoveContainer { id, .. } => format!("remove {id}"),
             Step::RemoveSandbox { id } => format!("remove {id}"),
             Step::ReleaseCgroup => "cgroup".into(),
+            Step::ReleaseVolumes => "volumes".into(),
             Step::CleanUp => "clean".into(),
         })
         .collect()
@@ -460,6 +461,13 @@ fn a_stop_ends_containers_then_the_sandbox_and_removes_only_when_told() {
     check(&stopping(p(), false), &dead, &stopped(&["s0"]), Phase::Terminated, &[]);
     check(&stopping(p(), true), &dead, &stopped(&["s0"]), Phase::Terminated, &["remove a-0", "remove s0"]);
     check(&stopping(p(), true), &observed(vec![], vec![]), &none, Phase::Gone, &["clean"]);
+    // One that was evicted gives back what it has on the disk, while its source still has it.
+    let mut evicted = stopping(p(), false);
+    let why = crate::evict::Evicted { message: "m".into(), disrupted: true };
+    evicted.stop.as_mut().unwrap().why = StopReason::Evicted(why);
+    check(&evicted, &dead, &stopped(&["s0"]), Phase::Terminated, &["remove a-0", "volumes"]);
+    let released = Memory { volumes_released: true, ..stopped(&["s0"]) };
+    check(&evicted, &observed(vec![sandbox("s0", 0, false)], vec![]), &released, Phase::Terminated, &[]);
 }
 
 #[test]

@@ -3,14 +3,12 @@
 
 use super::resources::{self, HUGEPAGES, Overhead, ResourceList};
 use super::{NodeFacts, memory};
-use crate::api::{Container, Origin, Pod, Qos, spec};
+use crate::api::{CONFIG_SOURCE, Container, Origin, Pod, Qos, spec};
 use crate::cgroup::{HugetlbLimit, PodValues};
 use crate::quantity::{self, Nano};
 use cri::v1::{HugepageLimit, LinuxContainerResources};
 use std::collections::BTreeMap;
 
-/// The annotation that says where a pod came from.
-const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 /// The least priority of system-critical pods.
 pub(super) const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
 /// The least `cpu.shares` the kernel takes.

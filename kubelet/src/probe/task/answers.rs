@@ -152,6 +152,7 @@ fn tell(recorder: &Recorder, pod: &PodRef, watched: &Watched, kind: Kind, answer
         kind: EventKind::Warning,
         reason: reason.into(),
         message,
+        annotations: Default::default(),
     });
 }
 

@@ -231,6 +231,10 @@ impl Sim {
                 assert!(!self.seen.is_live(), "the cgroup goes before the processes");
                 self.cgroup = false;
             }
+            Step::ReleaseVolumes => {
+                assert!(self.seen.containers.is_empty(), "volumes go before their containers");
+                self.memory.volumes_released = true;
+            }
             Step::CleanUp => assert!(self.seen.is_empty()),
         }
     }
