@@ -174,17 +174,13 @@ async fn numbers(stats: &Stats, endpoint: &Endpoint, query: &Query) -> Response<
         Endpoint::Cadvisor => exposition(Body::pieces(stats.cadvisor(NUMBERS_AGE).await)),
         Endpoint::Resource => exposition(Body::whole(stats.resource(NUMBERS_AGE).await)),
         _ => {
-            let only = query.get("only_cpu_and_memory").is_some_and(truth);
+            // As upstream reads it: once, and nothing but this word.
+            let only = query.all("only_cpu_and_memory").eq(["true"]);
             let summary =
                 if only { stats.cpu_and_memory(NUMBERS_AGE).await } else { stats.summary(NUMBERS_AGE).await };
             json(Body::pieces(summary_pieces(summary)))
         }
     }
-}
-
-/// What Go takes for true.
-fn truth(text: &str) -> bool {
-    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
 /// The summary as JSON, a pod at a time.

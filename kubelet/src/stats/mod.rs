@@ -202,7 +202,8 @@ impl Stats {
 
     /// The page of `/metrics/resource`.
     pub async fn resource(&self, max_age: Duration) -> Bytes {
-        page::resource(&*self.cpu_and_memory(max_age).await)
+        let whole = self.cpu_and_memory(max_age).await;
+        page::resource(&whole)
     }
 
     /// Each pod: memory and CPU, ephemeral storage as a whole and by container and volume, processes. As `summary`.

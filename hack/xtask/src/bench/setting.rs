@@ -46,7 +46,7 @@ impl Setting {
     pub(super) async fn make(arguments: &Arguments, binary: PathBuf) -> Result<Self> {
         let mut options = Options::new(arguments.flavour, arguments.oci);
         options.images = vec![Image::Pause, Image::Stamp];
-        if arguments.probes {
+        if arguments.probes || arguments.stats {
             options.images.push(Image::Demo);
         }
         if std::env::var_os("CRI_SOCKET").is_none() {

@@ -103,11 +103,7 @@ async fn every_number_of_a_container_has_upstreams_name_and_unit() {
         ] {
             assert_eq!(value(name, more), want, "{name}, v2: {v2}");
         }
-        assert_eq!(
-            page.contains("container_pressure_cpu_waiting_seconds_total"),
-            true,
-            "the node's own at least"
-        );
+        assert!(page.contains("container_pressure_cpu_waiting_seconds_total"), "the node's own at least");
         let psi = "container_pressure_cpu_waiting_seconds_total{container=\"c\"";
         assert_eq!(page.contains(psi), v2);
         let node = "container_memory_working_set_bytes{container=\"\",id=\"/\",image=\"\",name=\"\",namespace=\"\",pod=\"\"} ";

@@ -180,7 +180,8 @@ fn slice(walk: Option<Walk>, root: &Root) -> Slice {
     let Some(mut walk) = walk.or_else(|| Walk::begin(&root.path, root.what)) else {
         return Slice::Done(None, false);
     };
-    match walk.slice(&mut SLICE.clone()) {
+    let mut entries = SLICE;
+    match walk.slice(&mut entries) {
         Some(used) => Slice::Done(Some(used), walk.is_cut()),
         None => Slice::More(walk),
     }
