@@ -128,7 +128,7 @@ impl Settings {
             capacity_memory: capacity.memory,
             hugepage_sizes: capacity.huge_pages.iter().map(|h| h.size).collect(),
             cgroup_v2,
-            swap_accounting: swap_accounting(),
+            swap_accounting: swap_accounting(Path::new("/sys/fs/cgroup"), Path::new("/proc/swaps")),
             swap: match config.memory_swap.swap_behavior.as_str() {
                 "LimitedSwap" => Swap::Limited { capacity: capacity.swap },
                 _ => Swap::None,
@@ -310,10 +310,18 @@ fn apparmor() -> bool {
     enabled.is_ok_and(|text| text.starts_with('Y'))
 }
 
-fn swap_accounting() -> bool {
-    // cgroup v1 shows the combined limit only where swap is accounted.
-    Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
-        || Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+/// The files of swap are there only where the kernel accounts for it; on v2 not in the root. Where there is no other
+/// cgroup to tell by, a kernel that has `swaps` does, as all that are not told otherwise.
+fn swap_accounting(fs_root: &Path, swaps: &Path) -> bool {
+    if !fs_root.join("cgroup.controllers").exists() {
+        return fs_root.join("memory/memory.memsw.limit_in_bytes").exists();
+    }
+    let children = std::fs::read_dir(fs_root).into_iter().flatten().flatten().map(|child| child.path());
+    let limited: Vec<PathBuf> = children.filter(|dir| dir.join("memory.max").exists()).collect();
+    match limited.is_empty() {
+        true => swaps.exists(),
+        false => limited.iter().any(|dir| dir.join("memory.swap.max").exists()),
+    }
 }
 
 fn thermal_throttle_paths() -> Vec<String> {
@@ -326,4 +334,33 @@ fn thermal_throttle_paths() -> Vec<String> {
         .collect();
     paths.sort();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_is_accounted_for_where_some_cgroup_can_limit_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in [
+            "v1/memory/memory.memsw.limit_in_bytes",
+            "v1-none/memory/memory.limit_in_bytes",
+            "v2/cgroup.controllers",
+            "v2/system.slice/memory.max",
+            "v2/system.slice/memory.swap.max",
+            "v2-none/cgroup.controllers",
+            "v2-none/system.slice/memory.max",
+            "v2-alone/cgroup.controllers",
+        ] {
+            let path = dir.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let accounted = |tree: &str, swaps: &str| swap_accounting(&dir.path().join(tree), Path::new(swaps));
+        for (tree, want) in [("v1", true), ("v1-none", false), ("v2", true), ("v2-none", false)] {
+            assert_eq!(accounted(tree, "/"), want, "{tree}");
+        }
+        assert!(accounted("v2-alone", "/") && !accounted("v2-alone", "/absent"));
+    }
 }

@@ -57,9 +57,9 @@ async fn every_mistake_in_a_configuration_file_is_one_line_with_field_and_value(
     let found = refused(dir, Some(&text), &[]).await;
     lines(&found, &[&["port", "-1"], &["imageGCLowThresholdPercent"]]);
 
-    let text = file(json!({ "cgroupDriver": "systemd", "staticPodURL": "http://localhost/pods" }));
+    let text = file(json!({ "cpuManagerPolicy": "static", "staticPodURL": "http://localhost/pods" }));
     let found = refused(dir, Some(&text), &[]).await;
-    lines(&found, &[&["cgroupDriver", "systemd", "not supported"], &["staticPodURL", "not supported"]]);
+    lines(&found, &[&["cpuManagerPolicy", "static", "not supported"], &["staticPodURL", "not supported"]]);
 
     lines(
         &refused(dir, Some(&file(json!({ "featureGates": { "NoSuchGate": true } }))), &[]).await,

@@ -5,7 +5,9 @@ use super::fake::{Fake, State, plain_cgroup};
 use super::*;
 use crate::api::{PodUid, Qos};
 use crate::cgroup::tests::median;
-use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues, PodValues, Requested, below, files, layout};
+use crate::cgroup::{
+    CgroupConfig, Cgroups, Driver, NodeValues, PodValues, Requested, Reserved, below, files, layout,
+};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -181,6 +183,50 @@ async fn no_pod_is_put_where_the_runtime_would_not_look_for_it() {
     stage.cgroups.create_pod(Qos::Burstable, &uid(), &limited()).await.unwrap();
 }
 
+/// A tree of plain files in the shape of cgroup v1, where systemd has a hierarchy of its own.
+#[tokio::test]
+async fn on_v1_a_slice_stands_in_every_hierarchy_with_files_and_properties() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut table = String::new();
+    for controllers in ["cpu,cpuacct", "cpuset", "memory", "pids", "name=systemd"] {
+        let mount = dir.path().join(controllers.trim_start_matches("name="));
+        std::fs::create_dir_all(&mount).unwrap();
+        table += &format!("1 0 0:1 / {} rw - cgroup cgroup rw,{controllers}\n", mount.display());
+    }
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        std::fs::write(dir.path().join("cpuset").join(file), "0").unwrap();
+    }
+    let (mount_table, socket) = (dir.path().join("mountinfo"), dir.path().join("bus"));
+    std::fs::write(&mount_table, table).unwrap();
+    let fake = Fake::start(&socket, &dir.path().join("systemd"), Arc::default());
+    let cgroups = Cgroups::detect(CgroupConfig {
+        fs_root: dir.path().into(),
+        mount_table,
+        driver: Some(Driver::Systemd),
+        bus: format!("unix:path={}", socket.display()),
+        ..CgroupConfig::host("/a", true)
+    })
+    .unwrap();
+    cgroups.setup_node(&node_values()).await.unwrap();
+    for _ in 0..2 {
+        cgroups.create_pod(Qos::Guaranteed, &uid(), &limited()).await.unwrap();
+    }
+    let pod = "a.slice/a-kubepods.slice/a-kubepods-podu_1.slice";
+    for (file, want) in [
+        ("cpu,cpuacct/a.slice/a-kubepods.slice/cpu.shares", "4096"),
+        (&*format!("cpu,cpuacct/{pod}/cpu.shares"), "340"),
+        (&*format!("cpu,cpuacct/{pod}/cpu.cfs_quota_us"), "33300"),
+        (&*format!("memory/{pod}/memory.limit_in_bytes"), "67108864"),
+        (&*format!("cpuset/{pod}/cpuset.cpus"), "0"),
+    ] {
+        assert_eq!(files::read(dir.path().join(file)).unwrap(), want, "{file}");
+    }
+    assert!(dir.path().join("systemd").join(pod).is_dir() && dir.path().join("pids").join(pod).is_dir());
+    let set = ["CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "CPUShares", "MemoryLimit"];
+    assert_eq!(resources(fake.properties("a-kubepods-podu_1.slice")), set);
+    assert_eq!(cgroups.list_pods().unwrap(), [(Qos::Guaranteed, uid())]);
+}
+
 /// Slices of this test's own below one of systemd's, all gone in the end.
 struct OwnSlices {
     cgroups: Cgroups,
@@ -316,6 +362,30 @@ async fn what_a_runtime_left_of_a_containers_scope_goes_with_its_process() {
     c.remove_leftover(Qos::BestEffort, &uid(), &id).await.unwrap();
     assert!(!reaper.join().unwrap().success());
     assert!(!own.dir(&pod).join(&scope).exists());
+    own.clean().await;
+}
+
+#[tokio::test]
+async fn a_reservation_is_enforced_on_a_slice_that_is_there() {
+    let Some(own) = OwnSlices::new("a_reservation_is_enforced_on_a_slice_that_is_there") else { return };
+    let c = &own.cgroups;
+    let values = PodValues {
+        cpu_shares: Some(204),
+        memory_limit: Some(200 << 20),
+        memory_min: Some(200 << 20),
+        ..PodValues::default()
+    };
+    let cgroup = format!("/stevedore.slice{}.slice", own.root);
+    let reserved = Reserved { whom: "Kube", field: "kubeReservedCgroup", cgroup, values };
+    assert!(matches!(c.enforce_reserved(&reserved).await.unwrap_err(), Error::NoReserved { .. }));
+    c.setup_node(&NodeValues::default()).await.unwrap();
+    for _ in 0..2 {
+        c.enforce_reserved(&reserved).await.unwrap();
+    }
+    let slice = own.dir(&format!("{}.slice", own.root));
+    for (file, want) in [("cpu.weight", "8"), ("memory.max", "209715200"), ("memory.min", "209715200")] {
+        assert_eq!(files::read(slice.join(file)).unwrap(), want, "{file}");
+    }
     own.clean().await;
 }
 
