@@ -165,26 +165,20 @@ impl Stats {
     /// later; the `time` beside them tells. Never fails: what cannot be read is not in it.
     pub async fn summary(&self, max_age: Duration) -> Arc<Summary> {
         let (sample, disk) = tokio::join!(self.inner.samples.get(max_age), self.inner.disks.get(max_age));
-        let machine = self.inner.machine.clone();
-        let build = move || {
-            let mut reader = Reader::default();
-            let (swap, _) = counters::swap_of_machine(&mut reader);
-            build::summary(&machine, swap, node::processes(&mut reader), &sample, &disk)
-        };
-        match blocking(build).await {
-            Some(summary) => Arc::new(summary),
-            None => std::future::pending().await,
-        }
+        Arc::new(self.build(&sample, &disk))
     }
 
     /// CPU, memory and swap alone, of cgroups; neither disks nor the runtime are asked.
     pub async fn cpu_and_memory(&self, max_age: Duration) -> Arc<Summary> {
         let sample = self.inner.samples.get(max_age).await;
+        Arc::new(build::only_cpu_and_memory(self.build(&sample, &Disk::default())))
+    }
+
+    /// Puts a summary together; reads three small files of `/proc` for it.
+    fn build(&self, sample: &Sample, disk: &Disk) -> Summary {
         let mut reader = Reader::default();
         let (swap, _) = counters::swap_of_machine(&mut reader);
-        let tasks = node::processes(&mut reader);
-        let whole = build::summary(&self.inner.machine, swap, tasks, &sample, &Disk::default());
-        Arc::new(build::only_cpu_and_memory(whole))
+        build::summary(&self.inner.machine, swap, node::processes(&mut reader), sample, disk)
     }
 
     /// The page of `/metrics/cadvisor`, in pieces that are made when they are taken.
