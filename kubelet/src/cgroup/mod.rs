@@ -1,11 +1,12 @@
 //! Cgroups: the node's, the QoS classes' and the pods' (containers' belong to the runtime), on v1, hybrid and v2, made
 //! directly (`cgroupfs`) or as slices of systemd (`systemd`).
 //!
-//! `assemble` calls [`Cgroups::detect`], [`Cgroups::setup_node`] and [`Cgroups::enforce_reserved`] once and runs [`Cgroups::keep_classes`]; pod actors
-//! call [`Cgroups::pod_parent`], [`Cgroups::create_pod`] and [`Cgroups::remove_pod`]; `world` calls
-//! [`Cgroups::update_qos`]; the clean-up after a restart calls [`Cgroups::list_pods`]. The room never touches a cgroup
-//! outside `<cgroupRoot>/kubepods` (but for enabling v2 controllers on the way there, and reservations), never moves a process, and
-//! remembers nothing that it could not find again in the file system.
+//! `assemble` calls [`Cgroups::detect`], [`Cgroups::setup_node`] and [`Cgroups::enforce_reserved`] once and runs
+//! [`Cgroups::keep_classes`]; pod actors call [`Cgroups::pod_parent`], [`Cgroups::create_pod`] and
+//! [`Cgroups::remove_pod`]; `world` calls [`Cgroups::update_qos`]; the clean-up after a restart calls
+//! [`Cgroups::list_pods`]. The room never touches a cgroup outside `<cgroupRoot>/kubepods` (but for enabling v2
+//! controllers on the way there, and reservations), never moves a process, and remembers nothing that it could not find
+//! again in the file system or is told again.
 //!
 //! | | waits for |
 //! | --- | --- |

@@ -1,9 +1,9 @@
 //! Slices made and removed through systemd's D-Bus interface, for `cgroupDriver: systemd`.
 //!
 //! [`Cgroups`](super::Cgroups) alone calls it. Every operation may be repeated: a unit that is there gets its values
-//! again, one that is gone is as wanted. The connection is made over the system bus when it is first needed; one that broke is
-//! replaced, and what it was asked for is asked again. It must never start another program, and never touch a unit it was
-//! not named.
+//! again, one that is gone is as wanted. The connection is made over the system bus when it is first needed; one that
+//! broke is replaced, and what it was asked for is asked again. It must never start another program, and never touch a
+//! unit it was not named.
 //!
 //! systemd's own socket (`/run/systemd/private`) would do without a bus, but is no public interface: its messages carry
 //! names that D-Bus does not allow for senders, at which the library panics.
