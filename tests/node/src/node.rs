@@ -156,6 +156,10 @@ impl Node {
             "failCgroupV1": false,
             // Images are imported once for all tests, and the machine's disk may well be full.
             "imageGCHighThresholdPercent": 100,
+            "evictionHard": {
+                "memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+                "imagefs.available": "0%", "imagefs.inodesFree": "0%",
+            },
             "cgroupRoot": self.places.cgroup_root,
             "staticPodPath": self.dir.join("manifests"),
             "containerRuntimeEndpoint": format!("unix://{}", endpoint.display()),

@@ -247,6 +247,11 @@ fn kubelet_config(
         "podLogsDir": base.join("logs"),
         "failCgroupV1": false,
         "imageGCHighThresholdPercent": 100,
+        // The machine's disk may well be full.
+        "evictionHard": {
+            "memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%", "imagefs.inodesFree": "0%",
+        },
         "failSwapOn": false,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroup,
