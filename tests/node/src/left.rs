@@ -4,6 +4,7 @@
 //! it than there should be, is left over. Reads only.
 
 use cri::v1;
+use kubelet::cgroup::layout::{self, Layout};
 use kubelet::mountinfo;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -20,6 +21,8 @@ pub struct Places {
     pub logs: PathBuf,
     /// `cgroupRoot`
     pub cgroup_root: String,
+    /// What stands where below it.
+    pub cgroups: Layout,
     /// The private runtime's folder and bridge.
     pub private: Option<(PathBuf, String)>,
 }
@@ -127,20 +130,26 @@ pub fn hierarchies() -> Vec<PathBuf> {
     cgroup.map(|m| m.point).collect()
 }
 
+/// A cgroup of [`Layout`] in a hierarchy.
+pub fn below(hierarchy: &Path, cgroup: &str) -> PathBuf {
+    hierarchy.join(cgroup.trim_start_matches('/'))
+}
+
 fn cgroups(places: &Places, wanted: &HashSet<String>, ids: &HashSet<&str>, left: &mut Left) {
-    for hierarchy in hierarchies() {
-        let node = hierarchy.join(places.cgroup_root.trim_start_matches('/')).join("kubepods");
-        for class in [node.clone(), node.join("burstable"), node.join("besteffort")] {
-            for pod in names(&class) {
-                let Some(uid) = pod.strip_prefix("pod") else { continue };
-                let dir = class.join(&pod);
-                if !wanted.contains(uid) {
-                    left.of_agent.push(format!("cgroup {}", dir.display()));
-                    continue;
-                }
-                let is_id = |n: &String| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit());
-                for id in names(&dir).into_iter().filter(is_id).filter(|id| !ids.contains(id.as_str())) {
-                    left.of_runtime.push(format!("cgroup {}", dir.join(id).display()));
+    for (hierarchy, qos) in hierarchies().iter().flat_map(|h| layout::CLASSES.map(|qos| (h, qos))) {
+        let class = below(hierarchy, &places.cgroups.class(qos));
+        for pod in names(&class) {
+            let Some(uid) = places.cgroups.uid_of(qos, &pod) else { continue };
+            let dir = class.join(&pod);
+            if !wanted.contains(uid.as_str()) {
+                left.of_agent.push(format!("cgroup {}", dir.display()));
+                continue;
+            }
+            for name in names(&dir) {
+                let id = name.trim_end_matches(".scope").rsplit('-').next().unwrap_or_default();
+                let is_id = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
+                if is_id && !ids.contains(id) {
+                    left.of_runtime.push(format!("cgroup {}", dir.join(name).display()));
                 }
             }
         }

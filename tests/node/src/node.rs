@@ -10,6 +10,9 @@ use crate::status;
 use crate::wait::{eventually, limit, within};
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::Pod;
+use kubelet::api::Qos;
+use kubelet::cgroup::Driver;
+use kubelet::cgroup::layout::{Layout, unit_of};
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashSet};
@@ -23,6 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use xtask::build::{self, Profile};
 use xtask::proc::ProcId;
+use xtask::runtime::CgroupDriver;
 
 /// What a test wants differently.
 #[derive(Default)]
@@ -111,9 +115,12 @@ impl Node {
             Some(private) => format!("{}/{unique}", private.cgroup_root()),
             None => format!("/stevedore-test-{unique}"),
         };
+        // A fake runtime makes no cgroups, and the agent those of its default.
+        let driver = if options.fake { CgroupDriver::Cgroupfs } else { CgroupDriver::from_env().unwrap() };
         let places = Places {
             root_dir: options.root_dir.clone().unwrap_or_else(|| dir.join("root")),
             logs: dir.join("logs"),
+            cgroups: Layout::new(driver_of(driver), &cgroup_root).unwrap(),
             cgroup_root,
             private: private.map(|p| (p.base().to_path_buf(), p.bridge())),
         };
@@ -161,6 +168,7 @@ impl Node {
                 "imagefs.available": "0%", "imagefs.inodesFree": "0%",
             },
             "cgroupRoot": self.places.cgroup_root,
+            "cgroupDriver": self.places.cgroups.driver().as_str(),
             "staticPodPath": self.dir.join("manifests"),
             "containerRuntimeEndpoint": format!("unix://{}", endpoint.display()),
             "address": "127.0.0.1",
@@ -501,11 +509,22 @@ impl Node {
             let _tried =
                 umount2(&mount.point, flags).or_else(|_| umount2(&mount.point, flags | MntFlags::MNT_DETACH));
         }
-        for hierarchy in left::hierarchies() {
-            remove_cgroups(&hierarchy.join(self.places.cgroup_root.trim_start_matches('/')));
-        }
+        self.remove_cgroups();
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("{}: {error}", self.dir.display());
+        }
+    }
+
+    /// Removes the cgroups of the node and its classes, which an agent leaves. They are empty of processes.
+    fn remove_cgroups(&self) {
+        let pods = self.places.cgroups.class(Qos::Guaranteed);
+        let root =
+            Path::new(&pods).parent().and_then(Path::to_str).expect("pods stand below the node's own root");
+        if self.places.cgroups.driver() == Driver::Systemd {
+            let _none = Command::new("systemctl").args(["--quiet", "stop", unit_of(root)]).status();
+        }
+        for hierarchy in left::hierarchies() {
+            remove_cgroups(&left::below(&hierarchy, root));
         }
     }
 
@@ -548,6 +567,13 @@ impl Drop for Node {
         {
             turn.discard();
         }
+    }
+}
+
+fn driver_of(driver: CgroupDriver) -> Driver {
+    match driver {
+        CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+        CgroupDriver::Systemd => Driver::Systemd,
     }
 }
 

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use node_e2e::left::hierarchies;
+use kubelet::api::{PodUid, Qos};
+use node_e2e::left::{below, hierarchies};
 use node_e2e::manifest::{FOREVER, pod, sh, then_forever};
 use node_e2e::wait::eventually;
 use node_e2e::{Node, status};
@@ -92,11 +93,10 @@ async fn resources_are_what_the_cgroups_of_pod_and_container_enforce() {
     node.put("sized", p);
     let ready = node.wait_ready("sized").await;
     assert_eq!(ready.status.as_ref().unwrap().qos_class.as_deref(), Some("Burstable"));
-    let pod_path = format!("{}/kubepods/burstable/pod{}", node.places.cgroup_root, status::uid(&ready));
-    let pod_dirs: Vec<PathBuf> =
-        hierarchies().iter().map(|h| h.join(pod_path.trim_start_matches('/'))).collect();
-    let id = status::id(&ready, "a").unwrap();
-    let own_dirs: Vec<PathBuf> = pod_dirs.iter().map(|d| d.join(id)).collect();
+    let its_cgroup = node.places.cgroups.pod(Qos::Burstable, &PodUid::new(status::uid(&ready)));
+    let pod_dirs: Vec<PathBuf> = hierarchies().iter().map(|h| below(h, &its_cgroup)).collect();
+    let names = node.places.cgroups.names_of(status::id(&ready, "a").unwrap());
+    let own_dirs: Vec<PathBuf> = pod_dirs.iter().flat_map(|d| names.each_ref().map(|n| d.join(n))).collect();
     let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let expected: &[(&str, &str, &str)] = if v2 {
         &[("memory.max", "50331648", "33554432"), ("cpu.max", "50000 100000", "25000 100000")]
