@@ -14,6 +14,7 @@
 //! | ended containers | what is seen, by pleg; a full disk | `watch` of those condemned, to actors |
 //! | eviction | measurements, the kernel's notifications | orders to world, `watch<Pressure>`, events |
 //! | the kernel's log | `/dev/kmsg` | events |
+//! | allocations (one task each for allocated and actuated) | what pods were given | `allocated_pods_state`, `actuated_pods_state` |
 //! | file source | inotify | `SourceEvent`s |
 //! | objects | inotify | `watch<State>` per ConfigMap and Secret |
 //! | keeper of a pod's volumes | objects, the pod | files, events |
@@ -22,6 +23,7 @@
 mod eviction;
 mod measured;
 
+use crate::allocation::{self, Store};
 use crate::api::{Origin, Pod, PodRef};
 use crate::cgroup::{CgroupConfig, Cgroups, Driver, NodeValues, Reserved, Version};
 use crate::clock::Clock;
@@ -232,6 +234,9 @@ impl Agent {
             std::fs::create_dir_all(dir)
                 .map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         }
+        let (allocated, keep_allocated) = Store::open(&settings.root_dir, allocation::ALLOCATED);
+        let (actuated, keep_actuated) = Store::open(&settings.root_dir, allocation::ACTUATED);
+        tasks.extend([tokio::spawn(keep_allocated), tokio::spawn(keep_actuated)]);
         let rotated = rotation(settings.log_rotation, &runtime, settings.clock, &mut tasks)?;
         let (on_change, dead, condemned) = counted(settings.dead, settings.clock, rotated, &mut tasks);
         let (pleg, picture, strays) = Pleg::spawn(runtime.clone(), settings.pleg, metrics.clone(), on_change);
@@ -266,6 +271,8 @@ impl Agent {
             volumes,
             objects,
             cgroups,
+            allocated,
+            actuated,
             log_links_dir: settings.log_links_dir,
             identity: NodeIdentity {
                 ips: facts.node_ips.clone(),

@@ -10,6 +10,7 @@
 //!
 //! The binary (`main.rs`) only parses the command line and hands over to [`assemble`].
 
+pub mod allocation;
 pub mod api;
 pub mod assemble;
 pub mod cgroup;

@@ -24,6 +24,7 @@ mod files;
 mod hierarchy;
 pub mod layout;
 mod lookup;
+mod now;
 mod reserved;
 pub mod systemd;
 pub mod values;
@@ -31,6 +32,7 @@ pub mod values;
 pub use error::Error;
 pub use hierarchy::{Hierarchy, Version};
 pub use lookup::Lookup;
+pub use now::Now;
 pub use reserved::Reserved;
 pub use values::{HugetlbLimit, MemoryReserve, NodeValues, PodValues, Protection, Requested};
 

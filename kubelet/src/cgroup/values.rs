@@ -133,6 +133,12 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
 }
 
+/// The fewest `cpu.shares` whose weight is `weight`.
+pub fn shares_of_weight(weight: u64) -> u64 {
+    let weight = weight.clamp(1, 10_000);
+    MIN_SHARES + ((weight - 1) * (MAX_SHARES - MIN_SHARES)).div_ceil(9999)
+}
+
 /// How cgroup v1 spells `values`. The period stands before the quota, which the kernel checks against it.
 pub fn v1(values: &PodValues) -> Vec<Write> {
     let mut w = Vec::new();

@@ -41,6 +41,28 @@ pub mod buckets {
     /// Image pulls.
     pub const IMAGE_PULL: &[f64] =
         &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0];
+    /// Resizes of pods, in milliseconds: from 10, 19 steps of twice the one before.
+    pub const RESIZE: &[f64] = &[
+        10.0,
+        20.0,
+        40.0,
+        80.0,
+        160.0,
+        320.0,
+        640.0,
+        1280.0,
+        2560.0,
+        5120.0,
+        10_240.0,
+        20_480.0,
+        40_960.0,
+        81_920.0,
+        163_840.0,
+        327_680.0,
+        655_360.0,
+        1_310_720.0,
+        2_621_440.0,
+    ];
     /// Writing a pod's status to the API.
     pub const STATUS_SYNC: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
 }
@@ -179,7 +201,7 @@ macro_rules! families {
     };
 }
 
-use buckets::{CONTAINERS, DEFAULT, IMAGE_PULL, PHASE, POD_START, RUNTIME_OPERATION, STATUS_SYNC};
+use buckets::{CONTAINERS, DEFAULT, IMAGE_PULL, PHASE, POD_START, RESIZE, RUNTIME_OPERATION, STATUS_SYNC};
 
 families! {
     // world
@@ -189,6 +211,10 @@ families! {
     mirror_pods: Gauge = gauge("kubelet_mirror_pods", "Static pods that have a mirror in the API.");
     restarted_pods: Family<Counter, 1> = counters("kubelet_restarted_pods_total", "Pods that were deleted and made again under the same UID.", ["static"]);
     admission_rejections: Family<Counter, 1> = counters("kubelet_admission_rejections_total", "Pods refused by the node, by reason.", ["reason"]);
+    requested_resizes: Family<Counter, 3> = counters("kubelet_container_requested_resizes_total", "Amounts of containers that an update of their pod asked to change: add, remove, increase or decrease a request or limit.", ["operation", "requirement", "resource"]);
+    pending_resizes: Family<Gauge, 1> = gauges("kubelet_pod_pending_resizes", "Pods that ask for other resources than they have, by why they do not have them: deferred, infeasible.", ["reason"]);
+    infeasible_resizes: Family<Counter, 1> = counters("kubelet_pod_infeasible_resizes_total", "Resizes that can never be made, by why.", ["reason_detail"]);
+    deferred_accepted_resizes: Family<Counter, 1> = counters("kubelet_pod_deferred_accepted_resizes_total", "Resizes that were made after they had been put off, by what gave them another chance.", ["retry_trigger"]);
     containers_per_pod: Histogram = histogram("kubelet_containers_per_pod_count", "Containers of each pod that was accepted.", CONTAINERS);
 
     // pod actors
@@ -209,6 +235,9 @@ families! {
     // trace
     trace_spans_exported: Counter = counter("stevedore_trace_spans_exported_total", "Spans that a collector took.");
     trace_spans_dropped: Family<Counter, 1> = counters("stevedore_trace_spans_dropped_total", "Spans that never reached a collector, by reason: queue_full, export_failed, refused.", ["reason"]);
+
+    in_progress_resizes: Gauge = gauge("kubelet_pod_in_progress_resizes", "Pods whose new resources are being put into effect.");
+    resize_duration: Family<Histogram, 1> = histograms("kubelet_pod_resize_duration_milliseconds", "How long putting a pod's new resources into effect took, in milliseconds, by success.", ["success"], RESIZE);
 
     // the runtime
     runtime_operations: Family<Counter, 1> = counters("kubelet_runtime_operations_total", "Calls to the runtime.", ["operation_type"]);

@@ -50,7 +50,7 @@ pub struct Stopping;
 #[derive(Debug)]
 enum Request {
     Subscribe { uid: PodUid, answer: oneshot::Sender<watch::Receiver<Arc<Observed>>> },
-    Look { uid: PodUid, answer: oneshot::Sender<Arc<Observed>>, traced: Option<trace::Carried> },
+    Look { uid: PodUid, answer: oneshot::Sender<Arc<Observed>>, afresh: bool, traced: Option<trace::Carried> },
     Forget { uid: PodUid },
 }
 
@@ -123,14 +123,15 @@ impl Pleg {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// Looks at one pod now, and again until it can be seen. What comes back was seen entirely after this call was made.
+    /// Looks at one pod now, and again until it can be seen. What comes back was seen entirely after this call was made;
+    /// `afresh`, also of containers whose state is what it was.
     ///
     /// # Errors
     /// The agent is stopping.
-    pub async fn look(&self, uid: &PodUid) -> Result<Arc<Observed>, Stopping> {
+    pub async fn look(&self, uid: &PodUid, afresh: bool) -> Result<Arc<Observed>, Stopping> {
         let (answer, got) = oneshot::channel();
         self.tx
-            .send(Request::Look { uid: uid.clone(), answer, traced: trace::carry() })
+            .send(Request::Look { uid: uid.clone(), answer, afresh, traced: trace::carry() })
             .await
             .map_err(|_| Stopping)?;
         got.await.map_err(|_| Stopping)

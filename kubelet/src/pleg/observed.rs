@@ -107,6 +107,33 @@ pub struct Instance {
     pub log_path: String,
     /// The signal that asks it to end, in the API's words; `None` where the runtime does not tell.
     pub stop_signal: Option<String>,
+    /// What it has of CPU and memory; `None` where the runtime does not tell.
+    pub given: Option<Given>,
+}
+
+/// What a container has of CPU and memory, in the kernel's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// `cpu.shares`, at least 2.
+    pub cpu_shares: i64,
+    /// Microseconds a period; `None` for no limit.
+    pub cpu_quota_us: Option<i64>,
+    /// Microseconds.
+    pub cpu_period_us: i64,
+    /// Bytes; `None` for no limit.
+    pub memory_limit: Option<i64>,
+}
+
+impl Given {
+    /// From CRI's message, in which zero is no value.
+    pub fn of(linux: &v1::LinuxContainerResources) -> Self {
+        Self {
+            cpu_shares: linux.cpu_shares.max(2),
+            cpu_quota_us: Some(linux.cpu_quota).filter(|q| *q > 0),
+            cpu_period_us: Some(linux.cpu_period).filter(|p| *p > 0).unwrap_or(100_000),
+            memory_limit: Some(linux.memory_limit_in_bytes).filter(|m| *m > 0 && *m < 1 << 62),
+        }
+    }
 }
 
 impl Observed {
@@ -183,6 +210,12 @@ impl Instance {
         seen
     }
 
+    /// An instance for tests of other modules.
+    #[cfg(test)]
+    pub fn from_status_for_tests(sandbox_id: &str, s: &v1::ContainerStatus) -> Self {
+        Self::from_status(sandbox_id, s)
+    }
+
     /// From a container's status as the runtime gave it.
     pub(super) fn from_status(sandbox_id: &str, s: &v1::ContainerStatus) -> Self {
         let meta = s.metadata.as_ref();
@@ -212,6 +245,7 @@ impl Instance {
                 .map(|l| (l.uid, l.gid, l.supplemental_groups.clone())),
             log_path: s.log_path.clone(),
             stop_signal: stop_signal(s.stop_signal()),
+            given: s.resources.as_ref().and_then(|r| r.linux.as_ref()).map(Given::of),
         }
     }
 }

@@ -32,18 +32,28 @@ struct Slot {
     next: Option<Vec<Answer>>,
     /// The start that the next look is part of.
     traced: Option<trace::Carried>,
+    /// The next look asks for every status.
+    afresh: bool,
     /// Looks in a row that failed; while there are any, what is published may be old.
     failures: u32,
 }
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { tx: watch::Sender::new(Arc::default()), flying: None, next: None, traced: None, failures: 0 }
+        Self {
+            tx: watch::Sender::new(Arc::default()),
+            flying: None,
+            next: None,
+            traced: None,
+            afresh: false,
+            failures: 0,
+        }
     }
 }
 
 enum Done {
-    Pod(PodUid, Result<(Option<PodRef>, Observed), cri::Error>),
+    /// Which, whether every status was asked for, and what was seen.
+    Pod(PodUid, bool, Result<(Option<PodRef>, Observed), cri::Error>),
     All(Result<HashMap<PodUid, Listed>, cri::Error>),
     First(Result<Picture, cri::Error>),
     Retry(PodUid),
@@ -141,8 +151,9 @@ impl Task {
             Request::Subscribe { uid, answer } => {
                 let _ = answer.send(self.slot(uid).tx.subscribe());
             }
-            Request::Look { uid, answer, traced } => {
+            Request::Look { uid, answer, afresh, traced } => {
                 let slot = self.slot(uid.clone());
+                slot.afresh |= afresh;
                 slot.traced = slot.traced.take().or(traced);
                 self.look(uid, Some(answer));
             }
@@ -175,7 +186,9 @@ impl Task {
         slot.flying = slot.next.take();
         self.seq += 1;
         // What only the lists told must not pass for what the statuses tell.
-        let before = Some(slot.tx.borrow().clone()).filter(|seen| !seen.is_rough()).unwrap_or_default();
+        let afresh = std::mem::take(&mut slot.afresh);
+        let known = Some(slot.tx.borrow().clone()).filter(|seen| !seen.is_rough() && !afresh);
+        let before = known.unwrap_or_default();
         let (seq, runtime, traced) = (self.seq, self.runtime.clone(), slot.traced.take());
         self.jobs.spawn(trace::within(traced, async move {
             let seen = async {
@@ -185,13 +198,13 @@ impl Task {
             };
             // A bug in one look must not leave its pod unseen for good.
             let seen = AssertUnwindSafe(seen).catch_unwind().await.unwrap_or_else(|_| Err(panicked(&uid)));
-            Done::Pod(uid, seen)
+            Done::Pod(uid, afresh, seen)
         }));
     }
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Pod(uid, seen) => self.pod_done(uid, seen),
+            Done::Pod(uid, afresh, seen) => self.pod_done(uid, afresh, seen),
             Done::Retry(uid) => {
                 // A look that began meanwhile tells as much, and a pod that was forgotten needs none.
                 if self.pods.get(&uid).is_some_and(|s| s.flying.is_none() && s.failures > 0) {
@@ -214,7 +227,7 @@ impl Task {
         self.count();
     }
 
-    fn pod_done(&mut self, uid: PodUid, seen: Result<(Option<PodRef>, Observed), cri::Error>) {
+    fn pod_done(&mut self, uid: PodUid, afresh: bool, seen: Result<(Option<PodRef>, Observed), cri::Error>) {
         let Some(slot) = self.pods.get_mut(&uid) else { return };
         let answers = slot.flying.take().unwrap_or_default();
         match seen {
@@ -237,6 +250,7 @@ impl Task {
                 tracing::warn!(%uid, %error, "cannot look at the pod");
                 let wait = backoff(slot.failures);
                 slot.failures += 1;
+                slot.afresh |= afresh;
                 slot.next.get_or_insert_default().extend(answers);
                 if error.kind == cri::Kind::Unavailable {
                     // Nobody can be looked at: one full look for all, which looks again at what failed.

@@ -9,6 +9,7 @@
 
 mod aim;
 mod remembered;
+mod resize;
 mod told;
 
 use super::dead::{Condemned, Kept};
@@ -25,6 +26,7 @@ use crate::trace::{self, PodStart};
 use futures::future::join_all;
 use jiff::Timestamp;
 use remembered::{adopt, adoption_time, logged};
+use resize::Resizing;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +74,8 @@ struct Actor {
     /// Why containers wait, for the status.
     reasons: BTreeMap<String, Waiting>,
     steps: Steps,
+    /// How far its resources are what they should be.
+    resizing: Resizing,
     /// Objects that failed steps wait for.
     wants: Wants,
     phase: Phase,
@@ -103,6 +107,7 @@ impl Actor {
         let start_time = adoption_time(&seen).unwrap_or_else(|| rooms.clock.seconds());
         let memory = adopt(&desired.borrow(), &seen, rooms.backoff_cap);
         let steps = Steps::new(rooms.clone(), pod.clone());
+        let resizing = Resizing::new(&desired.borrow(), rooms.actuated.get(&pod.uid));
         let mut probes = rooms.probes.open(&pod, &rooms.volumes.pod_dir(&pod.uid), adopted);
         let start =
             if adopted { PodStart::none() } else { PodStart::new(&rooms.tracer, &rooms.metrics, arrived) };
@@ -123,6 +128,7 @@ impl Actor {
             removed: HashMap::new(),
             reasons: BTreeMap::new(),
             steps,
+            resizing,
             wants: Wants::default(),
             phase: Phase::Starting,
             stopping: false,
@@ -165,11 +171,13 @@ impl Actor {
                 self.steps.link_logs(&self.seen).await;
                 if desired.stop.is_none() {
                     self.steps.mend_hosts_file(&desired.pod, &self.seen);
+                    self.steps.adopt_limits(&desired.pod);
                 }
                 self.resume_reset(&desired.pod);
                 self.steps.keep_volumes(&desired.pod);
             }
             self.count_restarts();
+            self.follow_resize(&desired);
             let plan = self.plan(&desired);
             self.phase = self.phase.max(plan.phase);
             let ips = &self.rooms.facts.node_ips;
@@ -179,8 +187,6 @@ impl Actor {
             let updated = !Arc::ptr_eq(&acted_on, &desired.pod);
             if updated && self.phase <= Phase::Running && !self.seen.is_empty() {
                 acted_on = desired.pod.clone();
-                // A failure was told; the next start tries again.
-                let _ = self.steps.limit(&acted_on).await;
                 self.steps.pod_changed(&acted_on);
             }
             // What is seen comes first, with the reasons known before; what the plan makes of it follows.
@@ -199,7 +205,7 @@ impl Actor {
                 let _ = ended.send(self.pod.uid.clone());
             }
             if plan.steps.is_empty() {
-                if !self.wait(plan.wake).await {
+                if !self.rest(&desired, plan.wake).await {
                     return;
                 }
                 continue;
@@ -247,6 +253,7 @@ impl Actor {
             instant: tokio::time::Instant::now(),
             backoff_cap: self.rooms.backoff_cap,
             kept: &self.kept,
+            needs: &self.resizing.needs,
         })
     }
 
@@ -370,6 +377,7 @@ impl Actor {
                 let c = self.steps.container(&desired.pod, *list, *index);
                 c.map_or_else(String::new, |c| c.name.clone())
             }
+            Step::Resize => plan::RESIZE.to_owned(),
             Step::RemoveContainer { .. } | Step::RemoveSandbox { .. }
                 if plan.phase <= Phase::Running && !plan.resetting =>
             {
@@ -419,6 +427,7 @@ impl Actor {
                 self.steps = steps;
                 done
             }
+            Step::Resize => self.resize(desired).await,
             Step::Reset { source, name, backoff } => {
                 self.memory.resetting = Some(source.clone());
                 self.memory.backoff.insert(name.clone(), *backoff);
@@ -490,7 +499,8 @@ impl Actor {
     /// Looks at the pod, however long that takes: what the steps did must be known before anything else is planned, or a
     /// pod that was never seen would pass for one of which nothing is left. False when the agent is stopping.
     async fn look(&mut self) -> bool {
-        let Ok(seen) = self.rooms.pleg.look(&self.pod.uid).await else { return false };
+        let afresh = self.resizing.stale;
+        let Ok(seen) = self.rooms.pleg.look(&self.pod.uid, afresh).await else { return false };
         self.seen = seen;
         self.reconcile_memory();
         true

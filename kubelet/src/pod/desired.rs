@@ -8,12 +8,57 @@ use std::time::Duration;
 /// What should be true of one pod.
 #[derive(Clone, Debug)]
 pub struct Desired {
-    /// The pod as its source gave it.
+    /// The pod as its source gave it, but with the resources it was given.
     pub pod: Arc<Pod>,
     /// Which source gave it.
     pub origin: Origin,
     /// Set once the pod must end; never unset.
     pub stop: Option<Stop>,
+    /// How its resources came to be what they are.
+    pub resize: Resize,
+}
+
+/// What `world` decided about changes of a pod's resources (KEP-1287).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// The source asks for other resources than the pod has: why it does not have them.
+    pub pending: Option<Pending>,
+    /// How often the pod was given other resources since this agent knows it.
+    pub changes: u64,
+    /// `metadata.generation` of the object that asked for the resources it has, where they were changed.
+    pub generation: Option<i64>,
+}
+
+/// A change of resources that was not made: the condition `PodResizePending`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The condition's reason.
+    pub reason: PendingReason,
+    /// Its message.
+    pub message: String,
+    /// `metadata.generation` of the object that asks.
+    pub generation: Option<i64>,
+    /// Since when (nanoseconds since the epoch) it waits for this reason.
+    pub since: i64,
+}
+
+/// Why a change of resources was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PendingReason {
+    /// It fits once others give something back.
+    Deferred,
+    /// It can never be made on this node, or not in place.
+    Infeasible,
+}
+
+impl PendingReason {
+    /// The API's text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deferred => "Deferred",
+            Self::Infeasible => "Infeasible",
+        }
+    }
 }
 
 /// An order to end a pod.

@@ -22,5 +22,5 @@ pub mod translate;
 mod wants;
 
 pub use actor::spawn;
-pub use desired::{Desired, Stop, StopReason};
+pub use desired::{Desired, Pending, PendingReason, Resize, Stop, StopReason};
 pub use rooms::Rooms;

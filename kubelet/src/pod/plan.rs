@@ -12,6 +12,7 @@
 
 mod end;
 mod policy;
+pub mod resize;
 mod run;
 
 use super::backoff::{self, Verdict};
@@ -97,6 +98,8 @@ pub struct Memory {
 pub const POD: &str = "";
 /// The key in [`Memory`] of removing what is not needed any more from a pod that runs. No container has this name.
 pub const GARBAGE: &str = "#garbage";
+/// The key in [`Memory`] of changing the resources of what runs. No container has this name.
+pub const RESIZE: &str = "#resize";
 
 /// One thing to do. Steps of a plan are carried out in order; the first that fails ends the plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +143,8 @@ pub enum Step {
         /// The runtime's id.
         id: String,
     },
+    /// Change the resources of what runs, the pod's cgroup among it: what [`Input::needs`] says.
+    Resize,
     /// All containers of the pod are run again; the steps behind this one end and remove them.
     Reset {
         /// The instance whose end asked for it.
@@ -221,6 +226,8 @@ pub struct Input<'a> {
     pub backoff_cap: Duration,
     /// Which ended instances stay.
     pub kept: &'a Kept,
+    /// What it needs to have the resources that it was given.
+    pub needs: &'a resize::Needs,
 }
 
 impl Input<'_> {

@@ -2,6 +2,7 @@
 
 use super::dead::{Condemned, DeadConfig};
 use super::translate::NodeFacts;
+use crate::allocation::Store;
 use crate::cgroup::Cgroups;
 use crate::clock::Clock;
 use crate::event::Recorder;
@@ -42,6 +43,10 @@ pub struct Rooms {
     pub user_namespaces: UserNamespaces,
     /// The pods' cgroups.
     pub cgroups: Cgroups,
+    /// What resources pods were given; written by `world`.
+    pub allocated: Store,
+    /// Those that the runtime was last got to take; written by actors.
+    pub actuated: Store,
     /// Where the links to log files are: `/var/log/containers`.
     pub log_links_dir: PathBuf,
     /// Facts of the node that go into CRI messages.

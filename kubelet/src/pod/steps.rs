@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 mod images;
 mod kill;
+mod resize;
 mod secrets;
 mod start;
 
@@ -77,7 +78,7 @@ pub struct Steps {
     pub cgroup_made: bool,
     /// A sandbox was made and has not been seen yet.
     pub sandbox_made: bool,
-    /// What was last written into the pod's cgroup.
+    /// What the pod's cgroup has, as far as that is known.
     limits: Option<PodValues>,
     made: Option<Made>,
     /// The ids of a pod with a user namespace of its own.
@@ -190,6 +191,11 @@ impl Steps {
     pub fn tell_sandbox_changed(&self) {
         let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
         self.event(Kind::Normal, None, "SandboxChanged", message);
+    }
+
+    /// Tells how a change of the pod's resources goes.
+    pub fn tell_resize(&self, kind: Kind, reason: &'static str, message: String) {
+        self.event(kind, None, reason, message);
     }
 
     /// Tells that something of a pod that must end could not be ended.

@@ -7,7 +7,7 @@ use crate::pleg::observed::{Instance, State};
 use crate::pod::translate::resources::is_sidecar;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -115,7 +115,7 @@ fn fill(input: &Input<'_>, c: &Container, i: &Instance, status: &mut ContainerSt
     status.image.clone_from(&i.image);
     status.image_id.clone_from(&i.image_ref);
     status.restart_count = i32::try_from(i.restart_count).unwrap_or(i32::MAX);
-    status.resources = Some(resources(c));
+    status.resources = Some(super::resources::of_container(input, c, i));
     status.allocated_resources = c.resources.as_ref().and_then(|r| r.requests.clone());
     status.stop_signal = i.stop_signal.clone().filter(|_| input.node.stop_signals);
     status.user = i.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
@@ -132,10 +132,6 @@ fn fill(input: &Input<'_>, c: &Container, i: &Instance, status: &mut ContainerSt
         // Created or unknown: still "creating" to the reader.
         State::Created | State::Unknown => {}
     }
-}
-
-fn resources(c: &Container) -> ResourceRequirements {
-    c.resources.clone().map(|r| ResourceRequirements { claims: None, ..r }).unwrap_or_default()
 }
 
 fn previous<'a>(input: &Input<'a>, c: &Container) -> Option<&'a ContainerStatus> {

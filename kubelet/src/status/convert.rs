@@ -4,6 +4,7 @@ use super::conditions::{self, FAILED, SUCCEEDED};
 use super::container::container_status;
 use super::is_final;
 use super::phase::{end, held_back, phase};
+use super::resources::{self, Resizing};
 use crate::api::{self, Pod, PodStatus};
 use crate::event::ContainerList;
 use crate::evict::{self, Evicted};
@@ -65,6 +66,8 @@ pub struct Input<'a> {
     pub restarts: &'a HashMap<String, u32>,
     /// The newest instance of each container that was removed from the runtime: its end is still told.
     pub removed: &'a HashMap<String, Removed>,
+    /// How far a change of its resources has come; `None` for a pod that has ended.
+    pub resize: Option<Resizing<'a>>,
     /// The node refused the pod: reason and message.
     pub rejected: Option<(&'a str, &'a str)>,
     /// It is being ended, or was, and is Failed for that: reason and message.
@@ -106,7 +109,9 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
         }
         natural => natural,
     };
-    status.conditions = Some(conditions::conditions(input, computed, &status));
+    let mut all = resources::conditions(input);
+    all.extend(conditions::conditions(input, computed, &status));
+    status.conditions = Some(all);
     status.phase = Some(held_back(input, computed).to_owned());
     if input.phase >= Phase::Terminated && input.released {
         end(input, &mut status, computed);
@@ -124,7 +129,7 @@ pub fn api_status(input: &Input<'_>) -> PodStatus {
         status.message = Some(message.to_owned());
     }
     addresses(input, &mut status);
-    resources(input, &mut status);
+    totals(input, &mut status);
     // Upstream's order; init containers, and names in messages, stay in the spec's.
     for all in
         [&mut status.container_statuses, &mut status.ephemeral_container_statuses].into_iter().flatten()
@@ -192,10 +197,12 @@ fn addresses(input: &Input<'_>, status: &mut PodStatus) {
     status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
 }
 
-fn resources(input: &Input<'_>, status: &mut PodStatus) {
-    let total = translate::pod_resources(input.pod);
+/// What the pod as a whole was given, and what it has.
+fn totals(input: &Input<'_>, status: &mut PodStatus) {
+    let allocated = quantities(&translate::pod_resources(input.pod).requests);
+    status.allocated_resources = (!allocated.is_empty()).then_some(allocated);
+    let total = translate::pod_resources(&resources::pod_as_it_is(input));
     let (requests, limits) = (quantities(&total.requests), quantities(&total.limits));
-    status.allocated_resources = (!requests.is_empty()).then(|| requests.clone());
     status.resources = Some(ResourceRequirements {
         claims: None,
         limits: (!limits.is_empty()).then_some(limits),

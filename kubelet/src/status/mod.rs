@@ -8,8 +8,10 @@ mod conditions;
 mod container;
 mod convert;
 mod phase;
+mod resources;
 
 pub use convert::{Input, NodeIdentity, Removed, api_status};
+pub use resources::Resizing;
 
 use crate::api::{PodRef, PodStatus, PodUid};
 use std::collections::HashMap;

@@ -72,6 +72,7 @@ impl Given {
             readiness: &self.readiness,
             resetting: self.resetting,
             rejected: None,
+            resize: None,
             sandbox_up: !self.observed.sandboxes.is_empty(),
             previous: self.previous.as_ref(),
             start_time: now,
@@ -103,6 +104,7 @@ fn instance(name: &str, n: u32, state: State, code: i32) -> Instance {
         user: None,
         log_path: String::new(),
         stop_signal: None,
+        given: None,
     }
 }
 

@@ -42,12 +42,7 @@ impl Rejection {
     }
 
     fn resource(name: &str, requested: i64, used: i64, capacity: i64) -> Self {
-        Self::new(
-            &format!("OutOf{name}"),
-            format!(
-                "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-            ),
-        )
+        Self::new(&format!("OutOf{name}"), not_enough(name, requested, used, capacity))
     }
 }
 
@@ -80,6 +75,13 @@ fn tolerates_memory_pressure(pod: &Pod) -> bool {
             && (effect.is_empty() || effect == "NoSchedule")
             && (key.is_empty() || key == "node.kubernetes.io/memory-pressure")
     })
+}
+
+/// The node has not so much left; milli-CPU, or bytes.
+pub(super) fn not_enough(name: &str, requested: i64, used: i64, capacity: i64) -> String {
+    format!(
+        "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+    )
 }
 
 /// May `pod` run beside what is `promised`?

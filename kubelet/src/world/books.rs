@@ -52,6 +52,13 @@ impl Promised {
         sums
     }
 
+    /// As [`Promised::requested`], of all pods but `uid`.
+    pub fn requested_beside(&self, uid: &PodUid, name: &str) -> i64 {
+        let Some(at) = NAMES.iter().position(|n| *n == name) else { return 0 };
+        let others = self.pods.iter().filter(|(other, _)| *other != uid);
+        others.fold(0, |sum, (_, s)| sum.saturating_add(s.requests[at]))
+    }
+
     /// Another pod holds that port on an overlapping address.
     pub fn conflicts(&self, wanted: &HostPort) -> bool {
         let every = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";

@@ -17,6 +17,8 @@ pub mod affinity;
 mod books;
 mod deadlines;
 mod orphans;
+mod resize;
+mod resizes;
 mod task;
 
 pub use task::{Config, World};

@@ -5,7 +5,7 @@
 
 use crate::api::{Origin, Pod, PodRef, PodSpec, PodUid};
 use crate::pleg::observed::Picture;
-use crate::pod::{Desired, Rooms, Stop, StopReason};
+use crate::pod::{Desired, Resize, Rooms, Stop, StopReason};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,5 +60,6 @@ pub(super) fn order(pod: &PodRef, grace: Duration) -> Desired {
         pod: Arc::new(skeleton),
         origin: Origin::File,
         stop: Some(Stop { why: StopReason::Orphaned, grace, remove: true }),
+        resize: Resize::default(),
     }
 }

@@ -7,12 +7,15 @@ use super::admit::{self, Node, Rejection};
 use super::books::Promised;
 use super::deadlines::{self, Deadlines, Over};
 use super::orphans::{self, FullPicture};
+use super::resize;
+use super::resizes::Trigger;
+use crate::allocation::Allocation;
 use crate::api::{Origin, Pod, PodRef, PodUid};
 use crate::event::{Event, Kind};
 use crate::evict::{self, Order, Pressure};
 use crate::pleg::observed::Picture;
 use crate::pod::desired::{MINIMUM_GRACE, grace_of};
-use crate::pod::{self, Desired, Rooms, Stop, StopReason};
+use crate::pod::{self, Desired, Resize, Rooms, Stop, StopReason};
 use crate::source::{SourceEvent, SourcePod};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -41,12 +44,12 @@ pub struct Config {
 /// The task's state.
 #[derive(Debug)]
 pub struct World {
-    rooms: Arc<Rooms>,
-    node: Node,
-    unsynced: HashSet<Origin>,
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) node: Node,
+    pub(super) unsynced: HashSet<Origin>,
     directory: Directory,
-    promised: Promised,
-    pods: HashMap<PodUid, Entry>,
+    pub(super) promised: Promised,
+    pub(super) pods: HashMap<PodUid, Entry>,
     deadlines: Deadlines,
     /// Pods, by their names, that wait until nothing is left of an older one of their name or UID. The newest wins.
     queued: HashMap<Name, SourcePod>,
@@ -58,14 +61,16 @@ pub struct World {
     pressure: watch::Receiver<Pressure>,
     /// Who waits for evicted pods to end.
     awaited: HashMap<PodUid, Vec<oneshot::Sender<()>>>,
-    picture: Option<Picture>,
+    pub(super) picture: Option<Picture>,
     swept: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
-    pod: PodRef,
-    desired: watch::Sender<Desired>,
+pub(super) struct Entry {
+    pub(super) pod: PodRef,
+    /// The object as its source has it: what it asks for may not be what the pod has.
+    pub(super) source: Arc<Pod>,
+    pub(super) desired: watch::Sender<Desired>,
     /// When the pod began (nanoseconds since the epoch): its deadline counts from here.
     began: i64,
 }
@@ -129,6 +134,7 @@ impl World {
             SourceEvent::Synced(origin) => {
                 self.unsynced.remove(&origin);
                 self.sweep().await;
+                self.resize(None, Trigger::Added);
             }
         }
     }
@@ -163,21 +169,30 @@ impl World {
 
     /// A known pod's object changed: its spec, or it is to be deleted.
     fn update(&mut self, uid: &PodUid, new: SourcePod) {
-        let Some(entry) = self.pods.get(uid) else { return };
+        let Some(entry) = self.pods.get_mut(uid) else { return };
         self.directory.put(uid.clone(), new.pod.clone());
+        let asked = std::mem::replace(&mut entry.source, new.pod.clone());
+        for operation in resize::operations(&asked, &new.pod) {
+            let [resource, requirement, operation] = operation;
+            self.rooms.metrics.requested_resizes.with([operation, requirement, resource]).inc();
+        }
+        let Some(entry) = self.pods.get(uid) else { return };
+        let with = self.with_allocated(uid, &entry.desired.borrow(), &new.pod);
         entry.desired.send_modify(|d| {
             if let Some(stop) = deletion(&new.pod) {
                 merge_stop(&mut d.stop, stop);
             }
-            d.pod = new.pod.clone();
+            d.pod = with.clone();
         });
         if entry.desired.borrow().stop.is_none() && self.promised.holds(uid) {
             let at = deadlines::of(&new.pod, entry.began);
             self.deadlines.set(uid, at, self.rooms.clock.nanos());
         }
         if self.promised.holds(uid) {
-            self.promised.promise(uid.clone(), &new.pod);
+            self.promised.promise(uid.clone(), &with);
+            self.rooms.allocated.put(uid, Allocation::of(&with));
             self.update_qos();
+            self.resize(Some(uid), Trigger::Updated);
         }
     }
 
@@ -185,8 +200,11 @@ impl World {
         let found = self.picture.as_ref().and_then(|p| p.pods.get(&pod.uid)).map(|(_, seen)| seen.clone());
         let runs = found.as_ref().is_some_and(|seen| !seen.is_empty());
         let evicted = evict::record::read(&self.rooms.volumes.pod_dir(&pod.uid), &pod.uid);
-        let verdict = if runs || evicted.is_some() { Ok(()) } else { self.admit(&new.pod) };
-        let mut desired = Desired { stop: deletion(&new.pod), pod: new.pod, origin: new.origin };
+        let has = self.had(&new.pod, &pod.uid, new.origin, found.as_deref());
+        let with = has.applied(&new.pod);
+        let verdict = if runs || evicted.is_some() { Ok(()) } else { self.admit(&with) };
+        let stop = deletion(&new.pod);
+        let mut desired = Desired { stop, pod: with, origin: new.origin, resize: Resize::default() };
         let now = self.rooms.clock.nanos();
         let began = found.as_ref().and_then(|seen| seen.began()).unwrap_or(now);
         let deadline = deadlines::of(&desired.pod, began);
@@ -208,13 +226,16 @@ impl World {
             Ok(()) if !runs && desired.stop.as_ref().is_some_and(|s| s.why.evicted().is_some()) => {}
             Ok(()) => {
                 self.promised.promise(pod.uid.clone(), &desired.pod);
+                self.rooms.allocated.put(&pod.uid, Allocation::of(&desired.pod));
                 self.deadlines.set(&pod.uid, deadline.filter(|_| desired.stop.is_none()), now);
             }
             Err(rejection) => desired.stop = Some(self.reject(&pod, rejection)),
         }
-        self.directory.put(pod.uid.clone(), desired.pod.clone());
-        self.spawn(pod, desired, began, new.arrived, Duration::ZERO);
+        self.directory.put(pod.uid.clone(), new.pod.clone());
+        let uid = pod.uid.clone();
+        self.spawn(pod, new.pod, desired, began, new.arrived, Duration::ZERO);
         self.update_qos();
+        self.resize(Some(&uid), Trigger::Added);
     }
 
     fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
@@ -273,7 +294,15 @@ impl World {
         Stop { why: StopReason::Rejected { reason, message }, grace: MINIMUM_GRACE, remove: false }
     }
 
-    fn spawn(&mut self, pod: PodRef, desired: Desired, began: i64, arrived: Instant, pause: Duration) {
+    fn spawn(
+        &mut self,
+        pod: PodRef,
+        source: Arc<Pod>,
+        desired: Desired,
+        began: i64,
+        arrived: Instant,
+        pause: Duration,
+    ) {
         let (tx, rx) = watch::channel(desired);
         let (rooms, ended) = (self.rooms.clone(), self.ended.0.clone());
         let task = self.actors.spawn(async move {
@@ -283,7 +312,7 @@ impl World {
             pod::spawn(rooms, rx, arrived, ended).await
         });
         self.ids.insert(task.id(), pod.uid.clone());
-        self.pods.insert(pod.uid.clone(), Entry { pod, desired: tx, began });
+        self.pods.insert(pod.uid.clone(), Entry { pod, source, desired: tx, began });
     }
 
     fn source_gone(&mut self, origin: Origin, uid: &PodUid) {
@@ -312,6 +341,8 @@ impl World {
             picture.pods.remove(&pod.uid);
         }
         self.release(&pod.uid);
+        self.rooms.allocated.remove(&pod.uid);
+        self.rooms.actuated.remove(&pod.uid);
         let waited =
             |next: &PodRef| next.uid == pod.uid || (next.namespace == pod.namespace && next.name == pod.name);
         let next: Vec<SourcePod> =
@@ -325,15 +356,16 @@ impl World {
         self.awaited.remove(uid);
         self.deadlines.set(uid, None, 0);
         self.update_qos();
+        self.resize(None, Trigger::Removed);
     }
 
     /// A bug in one actor must not cost its pod: it begins anew from what is.
     fn panicked(&mut self, id: Id, error: &tokio::task::JoinError) {
         let Some(uid) = self.ids.remove(&id) else { return };
         tracing::error!(%uid, %error, "a pod's actor panicked; starting it again");
-        if let Some(Entry { pod, desired, began }) = self.pods.remove(&uid) {
+        if let Some(Entry { pod, source, desired, began }) = self.pods.remove(&uid) {
             let last = desired.borrow().clone();
-            self.spawn(pod, last, began, Instant::now(), AFTER_PANIC);
+            self.spawn(pod, source, last, began, Instant::now(), AFTER_PANIC);
         }
     }
 
@@ -352,6 +384,9 @@ impl World {
         };
         let known: HashSet<PodUid> =
             wanted.into_iter().chain(orders.iter().map(|(p, _)| p.uid.clone())).collect();
+        for kept in [&self.rooms.allocated, &self.rooms.actuated] {
+            kept.retain(|uid| known.contains(&PodUid::new(uid)));
+        }
         let rooms = self.rooms.clone();
         match tokio::task::spawn_blocking(move || orphans::on_disk(&token, &rooms, &known)).await {
             Ok(more) => orders.extend(more),
@@ -359,7 +394,7 @@ impl World {
         }
         for (pod, desired) in orders {
             tracing::info!(%pod, "no source has this pod: removing it");
-            self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
+            self.spawn(pod, desired.pod.clone(), desired, 0, Instant::now(), Duration::ZERO);
         }
         self.count();
     }
@@ -374,7 +409,7 @@ impl World {
         if self.swept {
             tracing::info!(%pod, "no source has this pod: removing it");
             let desired = orphans::order(&pod, MINIMUM_GRACE);
-            self.spawn(pod, desired, 0, Instant::now(), Duration::ZERO);
+            self.spawn(pod, desired.pod.clone(), desired, 0, Instant::now(), Duration::ZERO);
             self.count();
         } else if let Some(picture) = &mut self.picture {
             // A source may still tell of it; if none does, it is swept with the rest.
@@ -383,7 +418,8 @@ impl World {
     }
 
     /// Static pods and others, as upstream tells them apart.
-    fn count(&self) {
+    pub(super) fn count(&self) {
+        self.count_pending();
         let (mut desired_pods, mut active) = ([0_u32; 2], [0_u32; 2]);
         let mut working = [[[0_u32; 2]; 3]; 2];
         for (uid, entry) in &self.pods {
@@ -414,7 +450,7 @@ impl World {
     }
 
     /// The QoS classes as wholes have what their pods request.
-    fn update_qos(&self) {
+    pub(super) fn update_qos(&self) {
         self.count();
         self.rooms.cgroups.update_qos(self.promised.by_class());
     }

@@ -9,6 +9,7 @@
 //! | `lifecycle` | sidecars, ephemeral containers, restart rules |
 //! | `objects` | ConfigMaps and Secrets |
 //! | `logs` | rotation, and logs that go with their containers |
+//! | `resize` | resources that change while pods run |
 //! | `restarts` | an agent that is killed |
 //! | `waits` | back-offs |
 //! | `traces` | what a collector is told of starts |
@@ -47,6 +48,7 @@ mod metrics;
 mod network;
 mod objects;
 mod probes;
+mod resize;
 mod restarts;
 mod scale;
 mod support;

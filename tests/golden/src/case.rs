@@ -41,6 +41,10 @@ pub struct Case {
     pub pods: Vec<PodRecord>,
     /// The API server refused the pod: there is nothing to replay.
     pub refused: bool,
+    /// `notes.txt`: what was done to the pods, and the answers.
+    pub notes: String,
+    /// `extra.json`; null when there is none.
+    pub extra: Value,
 }
 
 /// A call to the runtime.
@@ -119,6 +123,8 @@ impl Case {
                 Err(_) => Ok(Value::Null),
             }
         };
+        let notes = std::fs::read_to_string(dir.join("notes.txt")).unwrap_or_default();
+        let extra = file("extra.json")?;
         let (status, events, cgroup) = (file("status.json")?, file("events.json")?, file("cgroup.json")?);
         let manifests = documents.iter().filter(|d| d["kind"] == "Pod");
         let pods = manifests.enumerate().map(|(i, manifest)| {
@@ -138,7 +144,7 @@ impl Case {
         });
         let pods = pods.collect();
         let refused = dir.join("api_rejected.json").exists();
-        Ok(Self { name: name.to_owned(), documents, calls, pods, refused })
+        Ok(Self { name: name.to_owned(), documents, calls, pods, refused, notes, extra })
     }
 
     /// The calls of one method.

@@ -5,6 +5,7 @@ use crate::node::{CgroupValues, Node};
 use crate::normal::{self, Events, NormalCall, NormalStatus, differences};
 use crate::probes;
 use crate::replay::Outcome;
+use crate::resizes;
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -26,6 +27,13 @@ pub fn compare(case: &Case, outcome: &Outcome, node: &Node) -> Result<Vec<String
         found.extend(differences(&sums, &recorded, PLACES).iter().map(|d| format!("status.resources{d}")));
         found.extend(events(case, &normal::recorded_events(pod), &normal::our_events(ours, outcome, node)));
         found.extend(cgroup(pod, ours.cgroup.as_ref()));
+        for (n, (recorded, ours)) in resizes::cgroups(case, pod).iter().zip(&ours.resized).enumerate() {
+            found.extend(values(
+                &format!("pod cgroup after resize {n}"),
+                &normal::texts(recorded),
+                &ours.pod,
+            ));
+        }
         if !ours.gone {
             found.push("the pod never went away".to_owned());
         }
@@ -238,7 +246,15 @@ mod tests {
     }
 
     fn case() -> Case {
-        Case { name: "c".into(), documents: vec![], calls: vec![], pods: vec![], refused: false }
+        Case {
+            name: "c".into(),
+            documents: vec![],
+            calls: vec![],
+            pods: vec![],
+            refused: false,
+            notes: String::new(),
+            extra: Value::Null,
+        }
     }
 
     fn life() -> Vec<NormalCall> {

@@ -20,6 +20,7 @@ pub mod normal;
 mod probes;
 pub mod protojson;
 pub mod replay;
+mod resizes;
 pub mod script;
 mod wants;
 

@@ -28,7 +28,7 @@ impl NormalCall {
     }
 }
 
-const CHANGES: [&str; 8] = [
+const CHANGES: [&str; 10] = [
     "RunPodSandbox",
     "StopPodSandbox",
     "RemovePodSandbox",
@@ -37,6 +37,8 @@ const CHANGES: [&str; 8] = [
     "StopContainer",
     "RemoveContainer",
     "PullImage",
+    "UpdateContainerResources",
+    "UpdatePodSandboxResources",
 ];
 
 /// The recorded calls that change something.
@@ -85,7 +87,9 @@ fn request_json(call: &cri::fake::Call) -> Result<Value> {
         StartContainerRequest,
         StopContainerRequest,
         RemoveContainerRequest,
-        PullImageRequest
+        PullImageRequest,
+        UpdateContainerResourcesRequest,
+        UpdatePodSandboxResourcesRequest
     );
     bail!("the replay does not know the call {}", call.method)
 }
@@ -171,11 +175,14 @@ pub fn our_events(pod: &PodOutcome, outcome: &Outcome, node: &Node) -> Events {
 
 /// Values of a pod's cgroup and of its class, from the recording; `None` when there are none.
 pub fn recorded_cgroup(pod: &PodRecord) -> Option<[BTreeMap<String, String>; 2]> {
-    let values = |v: &Value| -> Option<BTreeMap<String, String>> {
-        let text = |(k, v): (&String, &Value)| Some((k.clone(), v.as_str()?.to_owned()));
-        Some(v.as_object()?.iter().filter_map(text).collect())
-    };
+    let values = |v: &Value| v.is_object().then(|| texts(v));
     Some([values(&pod.cgroup["pod"])?, values(&pod.cgroup["qos_parent"])?])
+}
+
+/// The fields of an object that are texts.
+pub fn texts(v: &Value) -> BTreeMap<String, String> {
+    let text = |(k, v): (&String, &Value)| Some((k.clone(), v.as_str()?.to_owned()));
+    v.as_object().into_iter().flatten().filter_map(text).collect()
 }
 
 /// The API server's address as a variable, which only an agent with an API server can expand.

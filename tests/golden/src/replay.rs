@@ -12,6 +12,7 @@ use crate::disks::Disks;
 use crate::ephemeral;
 use crate::node::{CgroupValues, Node};
 use crate::probes::Recorded;
+use crate::resizes;
 use crate::script::{Exec, Instance, Script};
 use anyhow::{Context as _, Result, bail};
 use cri::fake::{Call, FakeImage, FakeRuntime, Fault, Pull};
@@ -61,6 +62,8 @@ pub struct PodOutcome {
     pub events: Vec<Event>,
     /// Cgroup values when its sandbox was made.
     pub cgroup: Option<CgroupValues>,
+    /// Those after each resize.
+    pub resized: Vec<CgroupValues>,
     /// Nothing of it was left at the end.
     pub gone: bool,
 }
@@ -197,6 +200,10 @@ enum What {
     Create,
     /// The object gained ephemeral containers.
     AddEphemeral,
+    /// Its resources changed: the manifest is now that.
+    Resize(Box<serde_json::Value>),
+    /// Nothing: a resize has had its time.
+    Resized,
     Delete {
         grace: i64,
     },
@@ -206,15 +213,21 @@ enum What {
 
 /// The acts of all pods in order.
 fn acts(case: &Case) -> Vec<Act> {
-    let mut acts: Vec<Act> = case.pods.iter().flat_map(acts_of).collect();
+    let mut acts: Vec<Act> = case.pods.iter().flat_map(|p| acts_of(case, p)).collect();
     acts.sort_by(|a, b| a.at.total_cmp(&b.at));
     acts
 }
 
-fn acts_of(pod: &PodRecord) -> Vec<Act> {
+fn acts_of(case: &Case, pod: &PodRecord) -> Vec<Act> {
     let act = |at, what| Act { at, uid: pod.uid.clone(), what };
     let mut acts = vec![act(pod.rows.first().map_or(0.0, |r| r.at), What::Create)];
-    acts.extend(ephemeral::added_at(pod).map(|at| act(at, What::AddEphemeral)));
+    let resizes = resizes::taken(case, pod);
+    if resizes.is_empty() {
+        acts.extend(ephemeral::added_at(pod).map(|at| act(at, What::AddEphemeral)));
+    }
+    for (at, manifest) in resizes {
+        acts.extend([act(at, What::Resize(Box::new(manifest))), act(at + 3.0, What::Resized)]);
+    }
     let mut last = None;
     for row in pod.rows.iter().filter(|r| r.deletion_grace.is_some()) {
         if row.deletion_grace == last {
@@ -241,13 +254,14 @@ struct Live {
     object: Option<Pod>,
     deleting: bool,
     removed: bool,
+    cgroup_parent: String,
     outcome: PodOutcome,
 }
 
 impl Live {
     fn new(record: &PodRecord) -> Self {
         let (name, outcome) = (record.name.clone(), PodOutcome::default());
-        Self { name, object: None, deleting: false, removed: false, outcome }
+        Self { name, object: None, deleting: false, removed: false, cgroup_parent: String::new(), outcome }
     }
 
     fn has_ended(&self) -> bool {
@@ -363,6 +377,7 @@ impl Director<'_> {
                 config.and_then(|c| c.linux.as_ref()).map(|l| l.cgroup_parent.clone()).unwrap_or_default();
             if let Some(live) = self.pods.get_mut(&uid) {
                 live.outcome.cgroup = self.node.cgroup_values(&parent);
+                live.cgroup_parent = parent;
             }
         }
         self.noticed_calls = calls.len();
@@ -421,6 +436,8 @@ impl Director<'_> {
             match act.what {
                 What::Create => self.create(&act.uid).await?,
                 What::AddEphemeral => self.add_ephemeral(&act.uid).await?,
+                What::Resize(manifest) => self.resize(&act.uid, &manifest).await?,
+                What::Resized => self.take_resized(&act.uid),
                 What::Delete { grace } => self.delete(&act.uid, grace).await?,
                 What::Remove => {
                     // The watch's last event has the object as it was removed.
@@ -452,6 +469,20 @@ impl Director<'_> {
         admitted(&mut pod, record, Timestamp::from_second(EPOCH)?);
         pod.metadata.generation = self.next_generation(uid);
         self.put(uid, pod).await
+    }
+
+    async fn resize(&mut self, uid: &str, manifest: &serde_json::Value) -> Result<()> {
+        let record =
+            self.case.pods.iter().find(|p| p.uid == uid).context("an act of a pod that is not there")?;
+        let mut pod = decode_pod(self.node.here(&manifest.to_string()).as_bytes())?;
+        admitted(&mut pod, record, Timestamp::from_second(EPOCH)?);
+        pod.metadata.generation = self.next_generation(uid);
+        self.put(uid, pod).await
+    }
+
+    fn take_resized(&mut self, uid: &str) {
+        let Some(live) = self.pods.get_mut(uid) else { return };
+        live.outcome.resized.extend(self.node.cgroup_values(&live.cgroup_parent));
     }
 
     fn next_generation(&self, uid: &str) -> Option<i64> {

@@ -22,9 +22,6 @@ pub fn before(case: &Case) -> Option<String> {
     if case.refused || case.pods.iter().all(|p| p.rows.is_empty()) {
         return Some("a pod: the API server refuses it".to_owned());
     }
-    if case.name.starts_with("resize-") {
-        return Some("in-place resize".to_owned());
-    }
     let here = ["Pod", "ConfigMap", "Secret"];
     let object = case.documents.iter().filter_map(|d| d["kind"].as_str()).find(|k| !here.contains(k));
     if let Some(kind) = object {

@@ -68,6 +68,17 @@ impl Actor {
         }
     }
 
+    /// What the status says of the pod's resources.
+    fn told_of_resize<'a>(&'a self, desired: &'a Desired) -> status::Resizing<'a> {
+        let in_progress = self.resizing.in_progress.as_ref();
+        status::Resizing {
+            pending: desired.resize.pending.as_ref(),
+            in_progress: in_progress.map(|p| (p.generation, p.error.as_deref())),
+            actual: &self.resizing.actual,
+            facts: &self.rooms.facts,
+        }
+    }
+
     /// The status to tell now; none when nobody would ask for it.
     pub(super) fn status(&self, desired: &Desired, plan: &Plan) -> Option<api::PodStatus> {
         if desired.stop.as_ref().is_some_and(|s| s.why == StopReason::Orphaned) {
@@ -101,6 +112,7 @@ impl Actor {
             waiting: if desired.stop.is_some() { &nothing } else { &self.reasons },
             removed: &self.removed,
             rejected,
+            resize: (self.phase <= Phase::Running).then(|| self.told_of_resize(desired)),
             failed: if plan::overran(desired, &self.seen) { verdict } else { None },
             evicted,
             sandbox_up,

@@ -6,7 +6,8 @@
 
 use super::end::{garbage, live_targets, spec_grace};
 use super::policy::{self, Next};
-use super::{CRASH_LOOP, GARBAGE, Input, Kill, POD, Phase, Plan, Step, Waiting, retry_at, usable};
+use super::resize::Need;
+use super::{CRASH_LOOP, GARBAGE, Input, Kill, POD, Phase, Plan, RESIZE, Step, Waiting, retry_at, usable};
 use crate::api::{self, Container, PodRef};
 use crate::event::ContainerList;
 use crate::gotext;
@@ -26,6 +27,7 @@ pub(super) fn run(input: &Input<'_>) -> Plan {
     }
     planner.sandbox();
     planner.containers();
+    planner.resize();
     planner.garbage();
     planner.finish()
 }
@@ -226,6 +228,9 @@ impl<'a> Planner<'a> {
                     self.start(list, index, &c.name, next, None);
                 } else if let Some(failed) = self.input.readiness.failed(&c.name, &latest.id) {
                     self.unhealthy(list, index, c, latest, failed);
+                } else if self.input.needs.containers.get(&c.name) == Some(&Need::Restart) {
+                    self.kill(latest, format!("Container {} resize requires restart", c.name));
+                    self.start(list, index, &c.name, next, None);
                 }
             }
             State::Created if self.is_current(latest) && latest.hash == translate::container_hash(c) => {
@@ -333,6 +338,22 @@ impl<'a> Planner<'a> {
             return;
         }
         self.steps.push(Step::Start { list, index, restart_count, backoff });
+    }
+
+    /// What runs on gets its new resources when what must be ended for them has ended, and before anything is started.
+    fn resize(&mut self) {
+        let needs = self.input.needs;
+        let update = |need: &Need| matches!(need, Need::Update { .. });
+        if self.current.is_none() || !(needs.pod || needs.containers.values().any(update)) {
+            return;
+        }
+        if let Some(at) = retry_at(self.input, RESIZE) {
+            self.wake_at(at);
+            return;
+        }
+        let starts = |s: &Step| matches!(s, Step::Start { .. } | Step::Resume { .. });
+        let at = self.steps.iter().position(starts).unwrap_or(self.steps.len());
+        self.steps.insert(at, Step::Resize);
     }
 
     fn garbage(&mut self) {

@@ -30,7 +30,7 @@ fn pod(policy: &str, inits: &[&str], regular: &[&str]) -> Pod {
 }
 
 fn desired(pod: Pod) -> Desired {
-    Desired { pod: Arc::new(pod), origin: Origin::File, stop: None }
+    Desired { pod: Arc::new(pod), origin: Origin::File, stop: None, resize: Default::default() }
 }
 
 fn stopping(pod: Pod, remove: bool) -> Desired {
@@ -66,6 +66,7 @@ fn instance(name: &str, n: u32, sandbox: &str, state: State, code: i32) -> Insta
         user: None,
         log_path: String::new(),
         stop_signal: None,
+        given: None,
     }
 }
 
@@ -93,6 +94,7 @@ fn plan_at(desired: &Desired, observed: &Observed, memory: &Memory, now: i64) ->
         instant: instant(now),
         backoff_cap: backoff::DEFAULT_CAP,
         kept: &Kept::default(),
+        needs: &Default::default(),
     })
 }
 
@@ -124,6 +126,7 @@ fn short(plan: &Plan, pod: &Pod) -> Vec<String> {
             Step::Reset { source, .. } => format!("reset {source}"),
             Step::RemoveContainer { id, .. } => format!("remove {id}"),
             Step::RemoveSandbox { id } => format!("remove {id}"),
+            Step::Resize => "resize".into(),
             Step::ReleaseCgroup => "cgroup".into(),
             Step::ReleaseVolumes => "volumes".into(),
             Step::CleanUp => "clean".into(),
@@ -333,6 +336,7 @@ fn a_clock_that_is_set_back_makes_nothing_wait_longer() {
                 instant: instant(NOW + seconds * S),
                 backoff_cap: backoff::DEFAULT_CAP,
                 kept: &Kept::default(),
+                needs: &Default::default(),
             })
         };
         let waits = after(4);
@@ -403,6 +407,7 @@ fn dead_instances_are_kept_by_number_and_age_and_the_newest_in_any_case() {
             instant: instant(now),
             backoff_cap: backoff::DEFAULT_CAP,
             kept,
+            needs: &Default::default(),
         };
         let (steps, wake) = end::garbage(&input, None);
         let ids = steps.into_iter().map(|s| match s {
@@ -531,6 +536,7 @@ fn a_container_whose_probe_failed_is_ended_and_started_again_as_the_back_off_all
             instant: instant(NOW),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &Kept::default(),
+            needs: &Default::default(),
         };
         let plan = plan(&input);
         let Some(Step::Kill { targets, grace }) = plan.steps.first() else { panic!("{plan:?}") };

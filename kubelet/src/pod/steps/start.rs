@@ -20,21 +20,22 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 impl Steps {
-    /// The pod's cgroup, with the limits of the pod as it is now; gives the limit of its memory.
-    pub async fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
+    /// The pod's cgroup, made with the limits of the pod as it is now; gives the limit of its memory. One that is there keeps
+    /// what it has: what runs in it may be in the way of other limits, which are [`Steps::resize`]'s to change.
+    async fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
         let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
         let memory_limit = values.memory_limit;
         let (cgroups, qos) = (&self.rooms.cgroups, translate::qos_class(pod));
         // Somebody may have removed it, and the runtime would make it again without limits.
-        let made = if self.limits.as_ref() == Some(&values) && cgroups.has_pod(qos, &self.pod.uid) {
+        let there = self.limits.is_some() && cgroups.has_pod(qos, &self.pod.uid);
+        let made = if there {
             cgroups.check_runtime()
         } else {
             self.cgroup_made = true;
             let began = tokio::time::Instant::now();
             let made = cgroups.create_pod(qos, &self.pod.uid, &values).await;
             trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
-            let what = if self.limits.is_some() { "update" } else { "create" };
-            self.rooms.metrics.cgroup_manager_duration.with([what]).observe_duration(began.elapsed());
+            self.rooms.metrics.cgroup_manager_duration.with(["create"]).observe_duration(began.elapsed());
             made
         };
         if let Err(error) = made {
@@ -42,7 +43,9 @@ impl Steps {
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
             return Err(Failure::default());
         }
-        self.limits = Some(values);
+        if !there {
+            self.limits = Some(values);
+        }
         Ok(memory_limit)
     }
 
@@ -349,7 +352,11 @@ impl Steps {
     /// After a restart of the agent the sandbox was made by an earlier incarnation: rebuild what is known of it.
     async fn ready_to_start(&mut self, pod: &Pod, seen: &Observed) -> Result<(), Failure> {
         self.prepare(pod).await?;
-        if self.made.is_some() {
+        if let Some(made) = &mut self.made {
+            // They may have changed since the sandbox was made.
+            if let Some(linux) = &mut made.config.linux {
+                linux.resources = Some(translate::limits::sandbox_resources(pod, &self.rooms.facts));
+            }
             return Ok(());
         }
         let Some(sandbox) = seen.sandbox() else { return Err(Failure::default()) };

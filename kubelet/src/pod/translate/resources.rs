@@ -74,6 +74,11 @@ pub fn requests_of(container: &Container) -> ResourceList {
     list
 }
 
+/// The CPU request in thousandths that has these `cpu.shares`.
+pub fn milli_of_shares(shares: i64) -> i64 {
+    if shares <= 2 { 0 } else { (shares.saturating_mul(1000) + 1023) / 1024 }
+}
+
 /// A container's own limits.
 pub fn limits_of(container: &Container) -> ResourceList {
     parsed(container.resources.as_ref().and_then(|r| r.limits.as_ref()))

@@ -8,11 +8,13 @@ mod env;
 pub mod names;
 mod network;
 mod probe;
+mod resize;
 mod resources;
 mod scheduling;
 mod security;
 mod volume;
 
+pub use resize::resize;
 pub use volume::sources as volume_sources;
 
 use super::field::{Errors, Path};

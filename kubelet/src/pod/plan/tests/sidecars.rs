@@ -72,6 +72,7 @@ fn a_startup_probe_holds_the_next_one_back_until_it_succeeds() {
             instant: instant(NOW),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &Kept::default(),
+            needs: &Default::default(),
         });
         short(&plan, &d.pod)
     };

@@ -140,6 +140,7 @@ impl Sim {
             instant: instant(self.now),
             backoff_cap: backoff::DEFAULT_CAP,
             kept: &self.kept,
+            needs: &Default::default(),
         });
         self.memory.outcome = self.memory.outcome.or(plan.outcome);
         if self.ending {
@@ -209,6 +210,7 @@ impl Sim {
                 self.start(list, index, restart_count, backoff, born);
             }
             Step::Resume { .. } => panic!("nothing was left created"),
+            Step::Resize => panic!("nothing was resized"),
             Step::Reset { source, name, backoff } => {
                 self.check_backoff(&name, backoff);
                 self.memory.resetting = Some(source);
