@@ -105,6 +105,9 @@ pub struct Settings {
     pub pleg: pleg::Config,
     /// The manifest directory and the interval of its net (`staticPodPath`, `fileCheckFrequency`).
     pub manifests: Option<(PathBuf, Duration)>,
+    /// The directory of pods as an API server would have them and the interval of its net (`--standalone-pods`,
+    /// `fileCheckFrequency`).
+    pub pods: Option<(PathBuf, Duration)>,
     /// The directory of ConfigMaps and Secrets and the interval of its net (`--standalone-objects`,
     /// `fileCheckFrequency`).
     pub objects: Option<(PathBuf, Duration)>,
@@ -141,6 +144,9 @@ pub enum StartError {
     /// Manifests cannot be watched.
     #[error("staticPodPath: cannot watch it: {0}")]
     Watch(std::io::Error),
+    /// Pods cannot be watched.
+    #[error("--standalone-pods: cannot watch it: {0}")]
+    WatchPods(std::io::Error),
     /// Objects cannot be watched.
     #[error("--standalone-objects: cannot watch it: {0}")]
     WatchObjects(std::io::Error),
@@ -298,6 +304,12 @@ impl Agent {
         });
         let (sources, events) = mpsc::channel(256);
         let mut expected = settings.other_sources;
+        if let Some((dir, net)) = settings.pods {
+            expected.insert(Origin::Api);
+            let (node, events) = (&rooms.facts.node_name, sources.clone());
+            let pods = source::file::spawn_objects(dir, node, references, net, events, recorder.clone());
+            tasks.push(pods.map_err(StartError::WatchPods)?.task);
+        }
         if let Some((dir, net)) = settings.manifests {
             expected.insert(Origin::File);
             let (node, events) = (&rooms.facts.node_name, sources.clone());

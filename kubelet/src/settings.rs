@@ -185,6 +185,8 @@ impl Settings {
             pleg: pleg::Config::default(),
             manifests: (!config.static_pod_path.is_empty())
                 .then(|| (PathBuf::from(&config.static_pod_path), config.file_check_frequency.to_std())),
+            pods: (!flags.standalone_pods.is_empty())
+                .then(|| (PathBuf::from(&flags.standalone_pods), config.file_check_frequency.to_std())),
             objects: (!flags.standalone_objects.is_empty())
                 .then(|| (PathBuf::from(&flags.standalone_objects), config.file_check_frequency.to_std())),
             other_sources: HashSet::new(),

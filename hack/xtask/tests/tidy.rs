@@ -30,8 +30,23 @@ const DEV_EXCEPTIONS: &[(&str, &str)] = &[
 
 /// Rooms of the kubelet beside the flow: asked, or publishing facts, but never calling back into it.
 const BESIDE_THE_FLOW: &[&str] = &[
-    "cgroup", "config", "evict", "image", "log", "metrics", "node", "objects", "probe", "resource", "server",
-    "source", "stats", "trace", "userns", "volume",
+    "allocation",
+    "cgroup",
+    "config",
+    "evict",
+    "image",
+    "log",
+    "metrics",
+    "node",
+    "objects",
+    "probe",
+    "resource",
+    "server",
+    "source",
+    "stats",
+    "trace",
+    "userns",
+    "volume",
 ];
 
 /// The parts of the flow that those must not know.

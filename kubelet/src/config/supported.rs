@@ -199,6 +199,7 @@ const FLAGS: &[(&str, Status)] = &[
     ("root-dir", Supported),
     ("runtime-cgroups", NotYet("the runtime's cgroup is not measured yet")),
     ("standalone-objects", Supported),
+    ("standalone-pods", Supported),
 ];
 
 fn status_of(path: &str) -> Status {

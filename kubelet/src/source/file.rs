@@ -5,7 +5,7 @@
 
 use super::directory::{self, Closed, Reader, Watched};
 use super::identity::{self, References};
-use super::manifest::{Judge, judge_pod};
+use super::manifest::{Judge, judge_object, judge_pod};
 use super::table::{Change, Item};
 use super::{SourceEvent, SourcePod};
 use crate::api::{Origin, Pod, PodRef, PodUid};
@@ -34,11 +34,30 @@ pub fn spawn(
     let node_name = node_name.to_owned();
     let judge =
         move |bytes: &[u8], path: &Path| judge_pod(bytes, &path.to_string_lossy(), &node_name, references);
-    directory::spawn(path, net_interval, Pods { judge: Arc::new(judge), tx, recorder })
+    directory::spawn(path, net_interval, Pods { origin: Origin::File, judge: Arc::new(judge), tx, recorder })
+}
+
+/// As [`spawn`], of pods as an API server would have them (`--standalone-pods`): each keeps its name and has a UID of its
+/// own, under which its object may change.
+///
+/// # Errors
+/// When the process can have no inotify instance.
+pub fn spawn_objects(
+    path: PathBuf,
+    node_name: &str,
+    references: References,
+    net_interval: Duration,
+    tx: mpsc::Sender<SourceEvent>,
+    recorder: Recorder,
+) -> io::Result<Watched> {
+    let node_name = node_name.to_owned();
+    let judge = move |bytes: &[u8], _: &Path| judge_object(bytes, &node_name, references);
+    directory::spawn(path, net_interval, Pods { origin: Origin::Api, judge: Arc::new(judge), tx, recorder })
 }
 
 /// Reads pods, tells `world`.
 struct Pods {
+    origin: Origin,
     judge: Arc<Judge<Pod>>,
     tx: mpsc::Sender<SourceEvent>,
     recorder: Recorder,
@@ -58,19 +77,20 @@ impl Reader for Pods {
 
     async fn changes(&mut self, changes: Vec<Change<Pod>>, arrived: Instant) -> Result<(), Closed> {
         for change in changes {
-            self.tx.send(event(change, arrived)).await.map_err(|_| Closed)?;
+            self.tx.send(event(self.origin, change, arrived)).await.map_err(|_| Closed)?;
         }
         Ok(())
     }
 
     async fn synced(&mut self) -> Result<(), Closed> {
-        self.tx.send(SourceEvent::Synced(Origin::File)).await.map_err(|_| Closed)
+        self.tx.send(SourceEvent::Synced(self.origin)).await.map_err(|_| Closed)
     }
 
     fn duplicate(&self, pod: &PodRef) {
         self.recorder.record(Event {
             message: format!(
-                "Error validating pod {pod} from file due to duplicate pod name \"{}\", ignoring",
+                "Error validating pod {pod} from {} due to duplicate pod name \"{}\", ignoring",
+                self.origin.as_str(),
                 pod.name
             ),
             pod: Some(pod.clone()),
@@ -110,8 +130,7 @@ impl Item for Pod {
 }
 
 /// What `world` is told of a change that was noticed when it `arrived`.
-pub(super) fn event(change: Change<Pod>, arrived: Instant) -> SourceEvent {
-    let origin = Origin::File;
+pub(super) fn event(origin: Origin, change: Change<Pod>, arrived: Instant) -> SourceEvent {
     match change {
         Change::Gone(uid) => SourceEvent::Gone { origin, uid },
         Change::Put(pod, seen) => SourceEvent::Put(SourcePod { origin, pod, seen, arrived }),

@@ -71,6 +71,22 @@ pub fn adopt(pod: &mut Pod, path: &str, node_name: &str) {
     pod.status.get_or_insert_default().phase = Some("Pending".to_owned());
 }
 
+/// Makes the decoded `pod` one of an API server's for this node: what it says of itself stays, its generation among it.
+pub fn assign(pod: &mut Pod, node_name: &str) {
+    let (generation, created) = (pod.metadata.generation, pod.metadata.creation_timestamp.take());
+    forget_server_fields(pod);
+    let meta = &mut pod.metadata;
+    (meta.generation, meta.creation_timestamp) = (generation, created);
+    if meta.namespace.as_ref().is_none_or(String::is_empty) {
+        meta.namespace = Some("default".to_owned());
+    }
+    let annotations = meta.annotations.get_or_insert_default();
+    annotations.insert(SOURCE.to_owned(), Origin::Api.as_str().to_owned());
+    let Some(spec) = pod.spec.as_mut() else { return };
+    spec.node_name = Some(node_name.to_owned());
+    pod.status.get_or_insert_default().phase = Some("Pending".to_owned());
+}
+
 /// A manifest written by `kubectl get -o yaml` carries what an API server knew of another pod: its status, and
 /// perhaps that it was being deleted.
 fn forget_server_fields(pod: &mut Pod) {

@@ -235,6 +235,32 @@ pub fn judge_pod(
     let decode::Decoded { object: mut pod, warnings } = decode::manifest(bytes)?;
     let own_uid = pod.metadata.uid.as_ref().is_some_and(|uid| !uid.is_empty());
     identity::adopt(&mut pod, path, node_name);
+    judged_pod(pod, warnings, own_uid, references)
+}
+
+/// The pod that the object `bytes` is, as an API server would have it on `node_name`. It must have a UID.
+pub fn judge_object(
+    bytes: &[u8],
+    node_name: &str,
+    references: References,
+) -> Result<(Pod, Vec<FieldError>), DecodeError> {
+    let decode::Decoded { object: mut pod, warnings } = decode::manifest(bytes)?;
+    if pod.metadata.uid.as_ref().is_none_or(String::is_empty) {
+        let mut errors = Errors::default();
+        let metadata = super::field::Path::root("metadata");
+        errors.required(&metadata.child("uid"), "an object has one, under which it may change");
+        return Err(DecodeError::Invalid(errors));
+    }
+    identity::assign(&mut pod, node_name);
+    judged_pod(pod, warnings, true, references)
+}
+
+fn judged_pod(
+    mut pod: Pod,
+    warnings: Vec<FieldError>,
+    own_uid: bool,
+    references: References,
+) -> Result<(Pod, Vec<FieldError>), DecodeError> {
     defaults::apply(&mut pod);
     let mut errors = Errors::default();
     identity::unresolvable(&pod, own_uid, references, &mut errors);

@@ -44,7 +44,7 @@ impl Told {
         let out = self.table.update(looks, jiff::Timestamp::now());
         let mut text = String::new();
         for change in out.changes {
-            match event(change, arrived) {
+            match event(crate::api::Origin::File, change, arrived) {
                 SourceEvent::Put(p) => {
                     let m = &p.pod.metadata;
                     let image = p.pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap();

@@ -140,7 +140,14 @@ impl World {
 
     fn tell(&self, pod: &PodRef, kind: Kind, reason: &'static str, message: String) {
         let (pod, reason) = (Some(pod.clone()), reason.into());
-        self.rooms.recorder.record(Event { pod, field_path: None, kind, reason, message });
+        self.rooms.recorder.record(Event {
+            pod,
+            field_path: None,
+            kind,
+            reason,
+            message,
+            annotations: Default::default(),
+        });
     }
 
     /// Judges `first`, where one is named, and then all that wait, as often as one of them gives something back.

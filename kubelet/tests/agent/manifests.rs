@@ -267,34 +267,42 @@ async fn another_image_restarts_the_container_in_place_where_the_uid_is_given_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pods_cgroup_follows_resources_that_change_under_a_given_uid() {
-    let mut node = files();
+async fn pods_as_an_api_server_would_have_them_keep_their_name_and_change_under_their_uid() {
+    let mut node = Node::new();
     node.settings.cgroup = fake_cgroups(&node.path(""), true);
+    node.settings.other_sources.clear();
+    let dir = node.path("objects");
+    fs::create_dir(&dir).unwrap();
+    node.settings.pods = Some((dir.clone(), YEAR));
+    let put = |uid: &str, memory: &str, generation: u32| {
+        let mut object = manifest("web", 1);
+        object["metadata"]["uid"] = uid.into();
+        object["metadata"]["generation"] = generation.into();
+        object["spec"]["containers"][0]["resources"] =
+            json!({"requests": {"cpu": "100m"}, "limits": {"memory": memory, "cpu": "1"}});
+        fs::write(node.path("new"), object.to_string()).unwrap();
+        fs::rename(node.path("new"), dir.join("web.json")).unwrap();
+    };
+    put("own", "64Mi", 1);
     let agent = node.start().await;
-    let with = |memory: &str, cpu: &str, version: u32| {
-        let mut manifest = own("own", "web", version);
-        manifest["spec"]["containers"][0]["resources"] =
-            json!({"requests": {"cpu": "100m"}, "limits": {"memory": memory, "cpu": cpu}});
-        manifest
-    };
-    let value = |controller: &str, file: &str| {
-        let path = format!("cgroup/{controller}/kubepods/burstable/podown/{file}");
-        fs::read_to_string(node.path(&path)).unwrap_or_default()
-    };
-    let limits = || (value("memory", "memory.limit_in_bytes"), value("cpu,cpuacct", "cpu.cfs_quota_us"));
-    put(&node, "web.yaml", &with("64Mi", "200m", 1));
-    ready(&agent, "web", 1).await;
-    assert_eq!(limits(), ("67108864".to_owned(), "20000".to_owned()));
+    agent.until_ready("own").await;
+    assert_eq!(agent.agent.directory.all()[0].metadata.name.as_deref(), Some("web"));
     let untouched = node.instances("own", "main").pop().unwrap().id;
-    put(&node, "web.yaml", &with("128Mi", "300m", 2));
-    let want = ("134217728".to_owned(), "30000".to_owned());
-    agent.until("the new limits are in force", || limits() == want).await;
-    read(&node, &agent, 1).await;
-    assert_eq!(
-        node.instances("own", "main").pop().unwrap().id,
-        untouched,
-        "resources are not what it is made of"
-    );
+    let limit = || {
+        let path = "cgroup/memory/kubepods/burstable/podown/memory.limit_in_bytes";
+        fs::read_to_string(node.path(path)).unwrap_or_default()
+    };
+    assert_eq!(limit(), "67108864");
+    put("own", "128Mi", 2);
+    agent.until("the new limits are in force", || limit() == "134217728").await;
+    assert_eq!(node.running(), [untouched]);
+    // Without a UID nothing could change: such a file is refused, and what runs stays.
+    put("", "256Mi", 3);
+    fs::write(dir.join("other.json"), manifest("other", 1).to_string()).unwrap();
+    pass(10 * SECOND).await;
+    assert_eq!((limit().as_str(), node.running().len()), ("134217728", 1));
+    fs::remove_file(dir.join("web.json")).unwrap();
+    agent.until("it ends", || node.running().is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]

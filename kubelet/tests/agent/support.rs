@@ -232,6 +232,7 @@ fn settings(dir: &Path, clock: Clock) -> Settings {
         pleg: pleg::Config { net: YEAR, ..pleg::Config::default() },
         prober: None,
         manifests: None,
+        pods: None,
         objects: None,
         other_sources: HashSet::from([Origin::Api]),
     }

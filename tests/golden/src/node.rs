@@ -144,6 +144,7 @@ impl Node {
             log_rotation: RotationConfig { max_size: None, ..RotationConfig::default() },
             pleg: pleg::Config::default(),
             manifests: None,
+            pods: None,
             objects: Some((self.path("objects"), Duration::ZERO)),
             other_sources: HashSet::from([Origin::Api]),
         })

@@ -116,6 +116,8 @@ objects! {
         value runtime_cgroups: String = String::new() => "runtime-cgroups",
         /// Directory of the ConfigMaps and Secrets that static pods may refer to; empty: none.
         value standalone_objects: String = String::new() => "standalone-objects",
+        /// Directory of pods as an API server would have them, which may change while they run; empty: none.
+        value standalone_pods: String = String::new() => "standalone-pods",
     }
 }
 

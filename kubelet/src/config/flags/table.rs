@@ -20,7 +20,7 @@ const fn asks(name: &'static str, ty: Type) -> Flag {
 }
 
 /// Those of [`FLAGS`] that the stock kubelet does not have.
-pub(in crate::config) const OURS: &[&str] = &["standalone-objects"];
+pub(in crate::config) const OURS: &[&str] = &["standalone-objects", "standalone-pods"];
 
 /// Sorted by name.
 #[rustfmt::skip]
@@ -152,6 +152,7 @@ pub(in crate::config) const FLAGS: &[Flag] = &[
     config("seccomp-default", Bool, "seccompDefault", false),
     config("serialize-image-pulls", Bool, "serializeImagePulls", true),
     own("standalone-objects", Str, false),
+    own("standalone-pods", Str, false),
     stats("storage-driver-buffer-duration", Duration, "1m0s", true),
     stats("storage-driver-db", Str, "cadvisor", true),
     stats("storage-driver-host", Str, "localhost:8086", true),
