@@ -142,11 +142,9 @@ pub fn way(site: Site, method: &Method, path: &str, query: Option<&str>) -> Opti
         return Some(way);
     }
     let debugging = matches!(site, Site::Secure(Switches { debugging: true, .. }));
-    if !debugging {
-        if let Some(tree) = DEBUG_TREES.iter().find(|tree| under(&path, tree).is_some()) {
-            let bare = path.as_str() == *tree;
-            return Some(if bare { redirect(&(path + "/")) } else { Way::Disabled(DEBUG_DISABLED) });
-        }
+    if !debugging && let Some(tree) = DEBUG_TREES.iter().find(|tree| under(&path, tree).is_some()) {
+        let bare = path.as_str() == *tree;
+        return Some(if bare { redirect(&(path + "/")) } else { Way::Disabled(DEBUG_DISABLED) });
     }
     let checkpoints = matches!(site, Site::Secure(Switches { debugging: true, checkpoints: true, .. }));
     if !checkpoints && under(&path, "/checkpoint").is_some() {

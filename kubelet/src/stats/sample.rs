@@ -231,7 +231,7 @@ impl Sampler {
         before.round = round;
         let took = at - before.at;
         // A clock that was set back starts over, and so does a cgroup that was made anew.
-        if took >= LEAST || took < 0 || total < before.total {
+        if !(0..LEAST).contains(&took) || total < before.total {
             let used = total.checked_sub(before.total).filter(|_| took >= LEAST);
             let nano_cores =
                 used.and_then(|used| u64::try_from(i128::from(used) * 1_000_000_000 / took).ok());

@@ -156,8 +156,8 @@ fn requests_of(c: &Container, name: &str) -> Option<Nano> {
 /// What was kept of the pod can be true of it: it has the pod's class, and amounts that are amounts.
 pub fn plausible(kept: &Allocation, pod: &Pod, applied: &Pod) -> bool {
     let texts = |r: &ResourceRequirements| {
-        let all = r.limits.iter().chain(&r.requests).flatten();
-        all.map(|(_, q)| quantity::parse(&q.0).is_ok_and(|n| !n.is_negative())).all(|ok| ok)
+        let mut all = r.limits.iter().chain(&r.requests).flatten();
+        all.all(|(_, q)| quantity::parse(&q.0).is_ok_and(|n| !n.is_negative()))
     };
     let known = allocation::sized(pod).all(|c| kept.containers.contains_key(&c.name));
     known

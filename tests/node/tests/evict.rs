@@ -1,5 +1,7 @@
 //! Eviction on a real runtime: pods that pass limits of local storage, a disk that fills, memory that goes fast.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use node_e2e::inside::Inside;
 use node_e2e::wait::eventually;
 use node_e2e::{Node, Options, manifest, skip};

@@ -119,8 +119,12 @@ impl Node {
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd().socket().display()),
             "podLogsDir": self.pod_logs(),
             "failCgroupV1": false,
-            // Its images were built here: what went could not be pulled again.
+            // Its images were built here: what went could not be pulled again, however full the disk is.
             "imageGCHighThresholdPercent": 100,
+            "evictionHard": {
+                "memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+                "imagefs.available": "0%", "imagefs.inodesFree": "0%",
+            },
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": CGROUP,
             // Only this machine's root gets in, with the certificate in the pki folder.

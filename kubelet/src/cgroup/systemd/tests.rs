@@ -252,7 +252,7 @@ impl OwnSlices {
 
     async fn clean(self) {
         Systemd::new(system_bus()).stop(&format!("{}.slice", &self.root[1..])).await.unwrap();
-        assert!(!Path::new("/sys/fs/cgroup").join(&format!("{}.slice", &self.root[1..])).exists());
+        assert!(!Path::new("/sys/fs/cgroup").join(format!("{}.slice", &self.root[1..])).exists());
     }
 
     fn dir(&self, path: &str) -> std::path::PathBuf {

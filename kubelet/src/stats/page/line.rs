@@ -172,7 +172,7 @@ pub fn other(to: &mut Vec<u8>, name: &str, labels: &[(&str, &str)], value: f64, 
 
 /// As [`crate::metrics::float`] prints it, without an allocation in the common cases.
 pub fn number(to: &mut Vec<u8>, value: f64) {
-    if value >= 0.0 && value < 1e6 && value.fract() == 0.0 && !value.is_sign_negative() {
+    if (0.0..1e6).contains(&value) && value.fract() == 0.0 && !value.is_sign_negative() {
         // Small whole numbers, which is what most lines hold.
         let _ = write!(to, "{}", value as u32);
         return;

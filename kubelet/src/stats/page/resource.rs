@@ -29,10 +29,12 @@ struct Page {
 }
 
 type Value = Option<(f64, Timestamp)>;
+/// Name, help and type of a family, and what it shows of one `T`.
+type Family<'a, T> = (&'a str, &'a str, Kind, &'a dyn Fn(&T) -> Value);
 
 impl Page {
     fn containers<'a>(&mut self, whole: &'a Summary) {
-        let families: [(&str, &str, Kind, &dyn Fn(&ContainerStats) -> Value); 5] = [
+        let families: [Family<'_, ContainerStats>; 5] = [
             ("container_cpu_usage_seconds_total", "CPU time of the container.", Kind::Counter, &|c| {
                 seconds(c.cpu?)
             }),
@@ -78,7 +80,7 @@ impl Page {
     }
 
     fn pods<'a>(&mut self, whole: &'a Summary) {
-        let families: [(&str, &str, Kind, &dyn Fn(&PodStats) -> Value); 3] = [
+        let families: [Family<'_, PodStats>; 3] = [
             ("pod_cpu_usage_seconds_total", "CPU time of the pod.", Kind::Counter, &|p| seconds(p.cpu?)),
             ("pod_memory_working_set_bytes", "Working set of the pod.", Kind::Gauge, &|p| {
                 working_set(p.memory?)

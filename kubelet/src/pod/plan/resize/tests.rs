@@ -227,6 +227,9 @@ fn weights_hide_what_they_do_not_tell_apart() {
     assert!(pod_is_so(&is, &should, true) && !pod_is_so(&is, &should, false));
 }
 
+/// CPU in hundredths of a core and memory in MiB, before and after.
+type Sizes = ((i64, i64), (i64, i64));
+
 proptest! {
     #[test]
     fn at_no_moment_has_the_pod_less_than_its_containers(
@@ -237,7 +240,7 @@ proptest! {
             .enumerate()
             .map(|(i, (from, to))| update(&i.to_string(), (from.0 * 10, from.1 * MIB), (to.0 * 10, to.1 * MIB)))
             .collect();
-        let sum = |of: &dyn Fn(&((i64, i64), (i64, i64))) -> i64| sizes.iter().map(of).sum::<i64>();
+        let sum = |of: &dyn Fn(&Sizes) -> i64| sizes.iter().map(of).sum::<i64>();
         let cpu = (sum(&|s| s.0.0 * 10), sum(&|s| s.1.0 * 10));
         let memory = (sum(&|s| s.0.1 * MIB), sum(&|s| s.1.1 * MIB));
         let mut is = now(cpu.0.unsigned_abs(), cpu.0 * 100, memory.0);
