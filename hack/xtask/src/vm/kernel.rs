@@ -2,9 +2,9 @@
 //!
 //! Called before a node boots. Finding takes a moment; building takes ten minutes and more and never happens unasked.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -120,7 +120,7 @@ fn make(source: &Path, arguments: &[&str]) -> Result<()> {
     // Long, so its errors go to the person as they come.
     let mut command = Command::new("make");
     command.arg("-C").arg(source).args(["-s", "ARCH=um"]).args(arguments);
-    let status = command.stdout(File::open("/dev/null")?).status().context("start make")?;
+    let status = command.stdout(Stdio::null()).status().context("start make")?;
     ensure!(status.success(), "`{}` failed ({status})", cmd::line_of(&command));
     Ok(())
 }
