@@ -138,12 +138,12 @@ mod tests {
         let script = "while :; do sleep 1000; done".to_owned();
         let arguments = ["sh".into(), "-c".into(), script, daemon.config.display().to_string()];
         let mut child = daemon.start(&program, &arguments, "f").unwrap();
-        // setsid turns into the program a moment after the spawn.
-        while daemon.running().is_empty() {
+        // setsid turns into the program a moment after the spawn, and is nobody while it does.
+        while !daemon.is_current("f") {
             assert!(child.try_wait().unwrap().is_none(), "the daemon ended");
             std::thread::yield_now();
         }
-        assert!(daemon.is_current("f") && !daemon.is_current("g"));
+        assert!(!daemon.is_current("g"));
         assert!(make("b.conf").running().is_empty());
         let below = proc::descendants(&daemon.running());
         let waiter = std::thread::spawn(move || child.wait());
