@@ -354,6 +354,28 @@ async fn sidecars_and_init_containers_that_run_are_resized_and_those_that_are_th
     agent.until("it is refused", || pending(&agent, "u").is_some_and(|p| p.1 == through)).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_for_its_class_is_refused_again_by_the_next_agent() {
+    let node = Node::new();
+    let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
+    agent.until_ready("u").await;
+    let mut equal = sized("main", 200, 64);
+    equal["resources"]["limits"] = equal["resources"]["requests"].clone();
+    let asked = of("u", 2, json!([equal]));
+    agent.put(&asked).await;
+    agent.until("it is refused", || pending(&agent, "u").is_some()).await;
+    let why = pending(&agent, "u");
+    pass(5 * SECOND).await;
+    agent.kill().await;
+    let changes = node.fake.changes().len();
+    let agent = node.start_synced(&[asked]).await;
+    agent.until_ready("u").await;
+    agent.until("it is refused again", || pending(&agent, "u") == why).await;
+    pass(60 * SECOND).await;
+    assert_eq!(told(&agent, "u", "main"), amounts(&sized("main", 100, 64)));
+    assert_eq!(node.fake.changes().len(), changes, "nothing was touched");
+}
+
 /// A node whose pods have cgroups, in a tree of plain files.
 fn with_cgroups() -> Node {
     let mut node = Node::new();
