@@ -425,6 +425,25 @@ async fn memory_in_use_is_not_taken_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_pods_cgroup_is_raised_before_anything_starts_that_is_larger() {
+    let node = with_cgroups();
+    node.fake.scripts("main", [Script::exits(1, SECOND), Script::exits(1, SECOND), Script::forever()]);
+    let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
+    agent.until("it waits", || agent.state("u", "main")["waiting"]["reason"] == "CrashLoopBackOff").await;
+    let values =
+        |node: &Node| ["cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes"].map(|f| of_pod(node, f));
+    assert_eq!(values(&node), ["102", "20000", "134217728"]);
+    let hang = node.fake.fault(Fault::hang("CreateContainer"));
+    agent.put(&one("u", 2, 200, 32)).await;
+    agent.until("it is made again", || hang.hits() == 1).await;
+    assert_eq!(values(&node), ["204", "40000", "134217728"], "what shrinks has its turn when something runs");
+    hang.release();
+    agent.until_ready("u").await;
+    agent.until("all is in effect", || values(&node) == ["204", "40000", "67108864"]).await;
+    assert_eq!((has(&node, "u", "main"), updates(&node)), ((204, 64), 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_pods_cgroup_is_raised_before_its_containers_and_lowered_after_them() {
     let node = with_cgroups();
     let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
