@@ -120,20 +120,21 @@ fn file_system(into: &mut Observations, fs: std::io::Result<FsStats>, space: Sig
 }
 
 impl Measure for Numbers {
-    fn memory(&self) -> BoxFuture<'_, Option<Left>> {
+    fn memory(&self) -> BoxFuture<'_, Observations> {
         Box::pin(async {
-            let memory = self.stats.node_memory().await?;
-            left(Some(memory.available()), Some(memory.capacity))
+            let (node, pods) = tokio::join!(self.stats.node_memory(), self.stats.allocatable_memory());
+            let both = [(Signal::Memory, node), (Signal::AllocatableMemory, pods)];
+            let seen = both.into_iter().filter_map(|(signal, memory)| {
+                let memory = memory?;
+                Some((signal, left(Some(memory.available()), Some(memory.capacity))?))
+            });
+            seen.collect()
         })
     }
 
     fn node(&self) -> BoxFuture<'_, Observations> {
         Box::pin(async {
-            let mut seen = Observations::new();
-            seen.extend(self.memory().await.map(|left| (Signal::Memory, left)));
-            let pods = self.stats.allocatable_memory().await;
-            let pods = pods.and_then(|m| left(Some(m.available()), Some(m.capacity)));
-            seen.extend(pods.map(|left| (Signal::AllocatableMemory, left)));
+            let mut seen = self.memory().await;
             let stats = &self.stats;
             file_system(&mut seen, stats.node_fs().await, Signal::NodeFs, Signal::NodeFsInodes);
             file_system(&mut seen, stats.image_fs().await, Signal::ImageFs, Signal::ImageFsInodes);

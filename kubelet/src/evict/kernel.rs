@@ -29,7 +29,17 @@ const STALL: &[u8] = b"some 50000 1000000\0";
 pub struct Kernel {
     /// Where growth can be asked about.
     grows: Option<PathBuf>,
+    /// What was asked there.
+    asked: Option<Asked>,
     stalls: Option<AsyncFd<File>>,
+}
+
+/// An event that is registered with the pods' cgroup.
+#[derive(Debug)]
+struct Asked {
+    /// Readable once so many bytes are used.
+    mark: u64,
+    event: AsyncFd<File>,
 }
 
 impl Kernel {
@@ -50,29 +60,28 @@ impl Kernel {
                 None
             }
         };
-        Self { grows, stalls }
+        Self { grows, asked: None, stalls }
     }
 
-    /// Growth is told, so that nobody needs to look for it.
+    /// Growth of the pods' cgroup is told. Nothing else is: not what others than pods take, nor memory that takes the place
+    /// of cached files.
+    #[cfg(test)]
     pub fn tells_growth(&self) -> bool {
         self.grows.is_some()
     }
 
     /// Resolves when the pods have taken `margin` bytes more than now, or when processes wait for memory; never where the
-    /// kernel does not tell. May resolve for nothing. Cancel-safe: each call asks anew.
+    /// kernel does not tell. May resolve for nothing, or not at all: it saves nobody from looking. Cancel-safe.
     pub async fn told(&mut self, margin: u64) {
-        let grown = match self.grows.as_deref().map(|dir| grown(dir, margin)) {
-            Some(Ok(event)) => Some(event),
-            Some(Err(error)) => {
-                tracing::warn!(%error, "the kernel does not tell of growing memory; it is polled");
-                self.grows = None;
-                None
-            }
-            None => None,
-        };
+        if let Some(dir) = &self.grows
+            && let Err(error) = ask(dir, margin, &mut self.asked)
+        {
+            tracing::warn!(%error, "the kernel does not tell of growing memory; it is polled");
+            (self.grows, self.asked) = (None, None);
+        }
         let grown = async {
-            match &grown {
-                Some(event) => drop(event.readable().await),
+            match &self.asked {
+                Some(asked) => drop(asked.event.readable().await),
                 None => std::future::pending().await,
             }
         };
@@ -86,7 +95,7 @@ impl Kernel {
             }
         };
         tokio::select! {
-            () = grown => {}
+            () = grown => self.asked = None,
             () = stalled => {}
         }
     }
@@ -101,18 +110,30 @@ fn stalls(file: &Path) -> io::Result<AsyncFd<File>> {
     sys::watched(file, Interest::PRIORITY)
 }
 
-/// An event that is readable once the cgroup `dir` uses `margin` bytes more than now.
-fn grown(dir: &Path, margin: u64) -> io::Result<AsyncFd<File>> {
+/// Asks for an event that is readable once the cgroup `dir` uses `margin` bytes more than now. What was asked before stands
+/// as long as it comes to about the same: the kernel takes its time to register an event and to forget one.
+fn ask(dir: &Path, margin: u64, asked: &mut Option<Asked>) -> io::Result<()> {
     let path = dir.join("memory.usage_in_bytes");
-    let text = std::fs::read_to_string(&path)?;
-    let usage: u64 =
-        text.trim().parse().map_err(|_| io::Error::other(format!("{}: {text:?}", path.display())))?;
-    let event = sys::event_fd()?;
+    let usage = || -> io::Result<u64> {
+        let text = std::fs::read_to_string(&path)?;
+        text.trim().parse().map_err(|_| io::Error::other(format!("{}: {text:?}", path.display())))
+    };
+    let now = usage()?;
+    let about = now.saturating_add(margin / 2)..=now.saturating_add(margin).saturating_add(margin / 4);
+    if asked.as_ref().is_some_and(|asked| about.contains(&asked.mark)) {
+        return Ok(());
+    }
+    let mark = now.saturating_add(margin.max(1));
+    let mut event = sys::event_fd()?;
     let usage_file = File::open(&path)?;
-    let line =
-        format!("{} {} {}", event.as_raw_fd(), usage_file.as_raw_fd(), usage.saturating_add(margin.max(1)));
+    let line = format!("{} {} {mark}", event.as_raw_fd(), usage_file.as_raw_fd());
     File::options().write(true).open(dir.join("cgroup.event_control"))?.write_all(line.as_bytes())?;
-    sys::watched(event, Interest::READABLE)
+    // The kernel tells only of a mark that is passed from now on.
+    if usage()? >= mark {
+        event.write_all(&1_u64.to_ne_bytes())?;
+    }
+    *asked = Some(Asked { mark, event: sys::watched(event, Interest::READABLE)? });
+    Ok(())
 }
 
 #[cfg(test)]

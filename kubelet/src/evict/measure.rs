@@ -71,8 +71,8 @@ pub enum Detail {
 
 /// Measures. Everything is as of when it is asked for.
 pub trait Measure: fmt::Debug + Send + Sync {
-    /// The node's memory: quick enough to be asked many times a second. `None` when it cannot be told.
-    fn memory(&self) -> BoxFuture<'_, Option<Left>>;
+    /// The signals of memory alone, the node's and the pods': quick enough to be asked many times a second.
+    fn memory(&self) -> BoxFuture<'_, Observations>;
     /// Every signal.
     fn node(&self) -> BoxFuture<'_, Observations>;
     /// Every pod that could be measured.

@@ -94,6 +94,8 @@ pub struct Order {
     pub why: Evicted,
     /// How long its processes have.
     pub grace: Duration,
+    /// Told when the pod is ordered to end; dropped where nothing of it runs any more, and it stays what it is.
+    pub accepted: oneshot::Sender<()>,
     /// Told (or dropped) when nothing of it runs any more and its volumes are gone.
     pub ended: oneshot::Sender<()>,
 }

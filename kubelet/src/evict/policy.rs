@@ -98,11 +98,11 @@ impl State {
     }
 }
 
-/// The next limit for the node's memory: the highest threshold that is not met with what is left, as an amount. `None`:
+/// The next limit for what `signal` looks at: the highest threshold that is not met with what is left, as an amount. `None`:
 /// there is none.
-pub fn next_limit(thresholds: &[Threshold], left: &Left) -> Option<i64> {
-    let of_memory = thresholds.iter().filter(|t| t.signal == Signal::Memory);
-    of_memory.map(|t| t.value.of(left.capacity)).filter(|limit| *limit <= left.available).max()
+pub fn next_limit(thresholds: &[Threshold], signal: Signal, left: &Left) -> Option<i64> {
+    let of_it = thresholds.iter().filter(|t| t.signal == signal);
+    of_it.map(|t| t.value.of(left.capacity)).filter(|limit| *limit <= left.available).max()
 }
 
 #[cfg(test)]

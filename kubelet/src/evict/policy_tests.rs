@@ -141,11 +141,11 @@ fn reclaim_is_enough_when_every_threshold_is_over_with_its_minimum() {
 #[test]
 fn the_next_limit_for_memory_is_the_highest_that_is_not_met() {
     let all = [hard(Signal::Memory, 100), soft(Signal::Memory, 300, 60), hard(Signal::NodeFs, 900)];
-    let limit = |available| next_limit(&all, &Left { available, capacity: 1000 });
+    let limit = |available| next_limit(&all, Signal::Memory, &Left { available, capacity: 1000 });
     assert_eq!(limit(1000), Some(300), "the soft one comes first");
     assert_eq!(limit(250), Some(100), "it is met: the hard one is next");
     assert_eq!(limit(99), None);
-    assert_eq!(next_limit(&all[2..], &Left { available: 5, capacity: 1000 }), None);
+    assert_eq!(next_limit(&all[2..], Signal::Memory, &Left { available: 5, capacity: 1000 }), None);
 }
 
 /// What a look sees of two signals: nothing, or so much.

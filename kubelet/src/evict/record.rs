@@ -88,6 +88,11 @@ pub fn settle(dir: &Path, file: &File) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Takes back what [`write`] wrote: the pod was not evicted.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    std::fs::remove_file(dir.join(FILE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +112,8 @@ mod tests {
         settle(dir.path(), &file).unwrap();
         assert_eq!(read(dir.path(), &uid), Some(record("u1")));
         assert_eq!(read(dir.path(), &PodUid::new("u2")), None, "another pod's");
+        remove(dir.path()).unwrap();
+        assert_eq!(read(dir.path(), &uid), None);
     }
 
     #[test]

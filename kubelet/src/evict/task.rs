@@ -161,7 +161,7 @@ impl Task {
         tracing::warn!(%signal, left = ?observed.get(&signal), "the node is short of {resource}");
         self.event(Kind::Warning, "EvictionThresholdMet", reclaiming);
         let Some((observed, at)) = self.reclaim(signal, observed, at).await else { return Pass::Rest };
-        self.evict_one(pods, signal, &observed, at).await
+        self.evict_one(signal, &observed, at).await
     }
 
     /// The pods there are, but for those that are going.
@@ -258,26 +258,25 @@ impl Task {
     }
 
     /// Evicts the first pod in order that may go, and waits until it has ended.
-    async fn evict_one(
-        &mut self,
-        mut pods: Vec<Active>,
-        signal: Signal,
-        observed: &Observations,
-        at: Instant,
-    ) -> Pass {
+    async fn evict_one(&mut self, signal: Signal, observed: &Observations, at: Instant) -> Pass {
         let Some(threshold) =
             self.verdict.act.iter().map(|p| &self.thresholds[*p]).find(|t| t.signal == signal)
         else {
             // It was relieved, and another may be low.
             return if self.verdict.act.is_empty() { Pass::Rest } else { Pass::Again };
         };
-        let (hard, resource) = (threshold.is_hard(), signal.resource());
+        let hard = threshold.is_hard();
+        let pods = self.active();
+        let resource = signal.resource();
         let detail = match resource {
             Resource::Memory => Detail::Memory,
             Resource::Pids => Detail::Processes,
             Resource::EphemeralStorage | Resource::Inodes => Detail::Disks,
         };
         let used = self.rooms.measure.pods(detail).await;
+        // Measuring takes its time: what has ended meanwhile has nothing to give, and what is new was not measured.
+        let still: HashSet<PodUid> = self.active().into_iter().map(|p| p.who.uid).collect();
+        let mut pods: Vec<Active> = pods.into_iter().filter(|p| still.contains(&p.who.uid)).collect();
         rank::rank(&mut pods, &used, signal, self.layout.unwrap_or_default());
         for place in &self.verdict.act {
             let age = self.rooms.metrics.eviction_stats_age.with([self.thresholds[*place].signal.as_str()]);
@@ -298,11 +297,14 @@ impl Task {
             own.map_or(self.config.max_grace, |own| api::grace(own).min(self.config.max_grace))
         };
         let why = Evicted { message: told.message, disrupted: true };
-        let Some(wait) = self.order(&victim, why, told.annotations, grace, signal.as_str()).await else {
-            return Pass::Over;
-        };
-        if !wait.ended().await {
-            tracing::warn!(pod = %victim.who, "an evicted pod does not end");
+        match self.order(&victim, why, told.annotations, grace, signal.as_str()).await {
+            Answer::Taken(wait) => {
+                if !wait.ended().await {
+                    tracing::warn!(pod = %victim.who, "an evicted pod does not end");
+                }
+            }
+            Answer::HasEnded => {}
+            Answer::Over => return Pass::Over,
         }
         self.settled(signal).await;
         Pass::Again
@@ -324,8 +326,9 @@ impl Task {
             };
             let why = Evicted { message: passed.message, disrupted: false };
             match self.order(pod, why, BTreeMap::new(), IMMEDIATE, passed.signal).await {
-                Some(wait) => waits.push(wait),
-                None => return Pass::Over,
+                Answer::Taken(wait) => waits.push(wait),
+                Answer::HasEnded => {}
+                Answer::Over => return Pass::Over,
             }
         }
         if waits.is_empty() {
@@ -337,7 +340,7 @@ impl Task {
         Pass::Again
     }
 
-    /// Tells of the eviction, keeps it and orders it; `None` when nobody takes orders.
+    /// Keeps the eviction, orders it, and tells of it once the pod is ordered to end.
     async fn order(
         &mut self,
         pod: &Active,
@@ -345,43 +348,72 @@ impl Task {
         annotations: BTreeMap<String, String>,
         grace: Duration,
         signal: &'static str,
-    ) -> Option<Wait> {
-        let (who, grace) = (pod.who.clone(), grace.max(IMMEDIATE));
-        tracing::warn!(pod = %who, signal, message = why.message, grace_s = grace.as_secs(), "evicting a pod");
-        self.keep(&who, &Record::new(&who.uid, &why, grace)).await;
+    ) -> Answer {
+        let (who, grace, message) = (pod.who.clone(), grace.max(IMMEDIATE), why.message.clone());
+        let kept = self.keep(&who, Record::new(&who.uid, &why, grace)).await;
+        let (taken, accepted) = oneshot::channel();
+        let (told, ended) = oneshot::channel();
+        let order = Order { uid: who.uid.clone(), why, grace, accepted: taken, ended: told };
+        let sent = self.orders.send(order).await;
+        // Either way nothing more is to be had from it.
+        self.going.insert(who.uid.clone());
+        if accepted.await.is_err() {
+            tracing::info!(pod = %who, "a pod that was to be evicted has ended by itself");
+            if kept {
+                self.take_back(&who).await;
+            }
+            return if sent.is_ok() { Answer::HasEnded } else { Answer::Over };
+        }
+        tracing::warn!(pod = %who, signal, message, grace_s = grace.as_secs(), "evicting a pod");
         self.rooms.recorder.record(Event {
-            pod: Some(who.clone()),
+            pod: Some(who),
             field_path: None,
             kind: Kind::Warning,
             reason: message::REASON.into(),
-            message: why.message.clone(),
+            message,
             annotations,
         });
-        let (told, ended) = oneshot::channel();
-        self.orders.send(Order { uid: who.uid.clone(), why, grace, ended: told }).await.ok()?;
-        self.going.insert(who.uid);
         self.rooms.metrics.evictions.with([signal]).inc();
-        Some(Wait { ended, until: Instant::now() + grace.max(Duration::from_secs(10)) + CLEARING })
+        Answer::Taken(Wait { ended, until: Instant::now() + grace.max(Duration::from_secs(10)) + CLEARING })
     }
 
     /// From here on the eviction outlives the agent. A disk that takes no more keeps no pod from being evicted.
-    async fn keep(&self, who: &PodRef, record: &Record) {
-        let (dir, record) = ((self.rooms.pod_dir)(&who.uid), record.clone());
+    /// Whether there is a record now that was not there before: one of an earlier agent's stays.
+    async fn keep(&self, who: &PodRef, record: Record) -> bool {
+        let (dir, uid) = ((self.rooms.pod_dir)(&who.uid), who.uid.clone());
         let there = dir.clone();
-        let written = tokio::task::spawn_blocking(move || record::write(&dir, &record)).await;
-        match written {
-            Ok(Ok(file)) => {
+        let written = tokio::task::spawn_blocking(move || match record::read(&dir, &uid) {
+            Some(_) => Ok(None),
+            None => record::write(&dir, &record).map(Some),
+        });
+        match written.await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(file))) => {
                 // That may take long on a disk that is busy; the pod's processes need not wait for it.
                 tokio::task::spawn_blocking(move || {
                     if let Err(error) = record::settle(&there, &file) {
                         tracing::warn!(path = %there.display(), %error, "the record of an eviction may be lost");
                     }
                 });
+                return true;
             }
             Ok(Err(error)) => {
                 tracing::warn!(pod = %who, %error, "the eviction cannot be kept: the next agent may run the pod again");
             }
             Err(error) => tracing::error!(pod = %who, %error, "keeping an eviction panicked"),
+        }
+        false
+    }
+
+    /// The pod was not evicted after all.
+    async fn take_back(&self, who: &PodRef) {
+        let dir = (self.rooms.pod_dir)(&who.uid);
+        match tokio::task::spawn_blocking(move || record::remove(&dir)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(pod = %who, %error, "the record of an eviction that did not happen stays");
+            }
+            Err(error) => tracing::error!(pod = %who, %error, "taking back an eviction panicked"),
         }
     }
 
@@ -390,6 +422,16 @@ impl Task {
         let annotations = BTreeMap::new();
         self.rooms.recorder.record(Event { pod: None, field_path: None, kind, reason, message, annotations });
     }
+}
+
+/// What became of an order.
+enum Answer {
+    /// The pod is told to end.
+    Taken(Wait),
+    /// It has ended by itself, and stays what it is.
+    HasEnded,
+    /// Nobody takes orders any more.
+    Over,
 }
 
 /// An eviction under way.

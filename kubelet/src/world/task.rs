@@ -244,10 +244,16 @@ impl World {
     }
 
     /// A pod must go so that the others can stay. One that is going already has no longer for it than an evicted one.
-    fn evict(&mut self, Order { uid, why, grace, ended }: Order) {
+    /// One that has ended by itself is not evicted any more.
+    fn evict(&mut self, Order { uid, why, grace, accepted, ended }: Order) {
+        while let Ok(uid) = self.ended.1.try_recv() {
+            self.release(&uid);
+        }
         let Some(entry) = self.pods.get(&uid).filter(|_| self.promised.holds(&uid)) else { return };
         let stop = Stop { why: StopReason::Evicted(why), grace, remove: false };
         entry.desired.send_modify(|d| merge_stop(&mut d.stop, stop));
+        // Whoever asked may have gone.
+        let _ = accepted.send(());
         self.awaited.entry(uid.clone()).or_default().push(ended);
         self.deadlines.set(&uid, None, 0);
         self.count();
@@ -375,7 +381,6 @@ impl World {
             return;
         }
         self.swept = true;
-        self.update_qos();
         let token = FullPicture::new();
         let queued = self.queued.values().map(|p| PodRef::of(&p.pod).uid);
         let wanted: HashSet<PodUid> = self.pods.keys().cloned().chain(queued).collect();
@@ -453,9 +458,7 @@ impl World {
     /// The QoS classes as wholes have what their pods request.
     pub(super) fn update_qos(&self) {
         self.count();
-        let (cgroups, sums) = (&self.rooms.cgroups, self.promised.by_class());
-        // Until all sources have told all, what others run is not in the sums.
-        if self.swept { cgroups.update_qos(sums) } else { cgroups.raise_qos(sums) }
+        self.rooms.cgroups.update_qos(self.promised.by_class());
     }
 }
 

@@ -112,6 +112,32 @@ async fn images_and_ended_containers_go_before_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_ends_while_its_node_is_tidied_up_is_not_evicted() {
+    let (node, meter) = node(&[hard(Signal::NodeFs, "100Mi")]);
+    let mut job = pod("job", &["work"]);
+    job.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
+    let pods = [job, with_volume("next", json!({}), None)];
+    let agent = node.start_synced(&pods).await;
+    agent.until_ready("job").await;
+    agent.until_ready("next").await;
+    meter.set("next", Uses::volume("v", 400 * MIB));
+    meter.set("job", Uses::layer(550 * MIB));
+    let mut events = agent.agent.recorder.subscribe();
+    while events.recv().await.unwrap().reason != "EvictionThresholdMet" {}
+    node.fake.exit(&node.instances("job", "work")[0].id, 0);
+    agent.until("the other goes", || evicted(&agent, "next")).await;
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        told.extend(event.pod.filter(|_| event.reason == "Evicted").map(|pod| pod.name.to_string()));
+    }
+    assert_eq!(told, ["next"]);
+    assert!(!node.path("root/pods/job/evicted").exists());
+    agent.kill().await;
+    let agent = node.start_synced(&pods).await;
+    agent.until("it has done its work", || end(&agent, "job")[0] == "Succeeded").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_disk_that_fills_in_a_second_costs_the_pod_that_filled_it() {
     let (node, meter) = node(&[hard(Signal::NodeFs, "10%"), hard(Signal::NodeFsInodes, "5%")]);
     let pods =

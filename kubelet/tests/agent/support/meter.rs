@@ -158,9 +158,9 @@ impl Meter {
 }
 
 impl Measure for Meter {
-    fn memory(&self) -> BoxFuture<'_, Option<Left>> {
+    fn memory(&self) -> BoxFuture<'_, Observations> {
         let known = self.ask("memory");
-        Box::pin(async move { known.then(|| self.memory_left()) })
+        Box::pin(async move { known.then(|| (Signal::Memory, self.memory_left())).into_iter().collect() })
     }
 
     fn node(&self) -> BoxFuture<'_, Observations> {
