@@ -5,6 +5,7 @@
 
 use futures::StreamExt;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// Answers take milliseconds; a manager that is re-executed or reloads its units takes seconds.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Signals that may wait to be read: a burst of pods makes a few jobs each.
 const QUEUE: usize = 1024;
 
@@ -43,11 +44,19 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// Connects over the bus at `address`.
+    /// Connects over the bus at `address`; gives up on one that takes the connection and does not answer.
     pub async fn connect(address: &str) -> zbus::Result<Self> {
+        let late =
+            |_| std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {} s", ANSWER.as_secs()));
+        tokio::time::timeout(ANSWER, Self::connect_patiently(address)).await.map_err(late)?
+    }
+
+    async fn connect_patiently(address: &str) -> zbus::Result<Self> {
         let connection = Builder::address(address)?.method_timeout(ANSWER).max_queued(QUEUE).build().await?;
         let ends = MatchRule::builder()
             .msg_type(Type::Signal)
+            // Anybody may send signals with its path.
+            .sender(NAME)?
             .path(PATH)?
             .interface(MANAGER)?
             .member("JobRemoved")?

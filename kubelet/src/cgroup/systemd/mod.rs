@@ -18,13 +18,16 @@ mod tests;
 use super::Error;
 use link::{Link, Removed};
 use properties::Property;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 /// A slice is started in milliseconds; it is stopped once all in it is.
 const JOB: Duration = Duration::from_secs(30);
+/// No operation takes longer, whatever is tried again: a job, and the answers before it.
+const ALL: Duration = Duration::from_secs(40);
 /// Waits before a connection that failed is replaced: a bus that restarts is back, with systemd on it, within them.
 const AGAIN_MS: [u64; 4] = [0, 50, 200, 750];
 /// What goes on in a unit when a job for it is asked for gives way.
@@ -40,6 +43,7 @@ pub fn system_bus() -> String {
 #[derive(Debug)]
 pub struct Systemd {
     bus: String,
+    /// Held while connecting: one connection is made, however many want it.
     link: Mutex<Option<Arc<Link>>>,
 }
 
@@ -94,89 +98,106 @@ impl Systemd {
         values: &[Property],
         there: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<(), Error> {
-        self.patiently("start", unit, || self.start(unit, values, there)).await
-    }
-
-    async fn start(
-        &self,
-        unit: &str,
-        values: &[Property],
-        there: &(dyn Fn() -> bool + Send + Sync),
-    ) -> Result<(), Failed> {
-        let link = self.link().await?;
-        let ends = link.ends_of(unit);
-        let of_slice = properties::of_slice(unit);
-        let all: Vec<(&str, &Value<'_>)> = of_slice.iter().chain(values).map(|(n, v)| (*n, v)).collect();
-        let no_others: Vec<(&str, Vec<(&str, &Value<'_>)>)> = Vec::new();
-        match link.call("StartTransientUnit", &(unit, REPLACE, &all, &no_others)).await.map_err(Failed::from)
-        {
-            Ok(job) => ended(ends, &job.body().deserialize()?).await,
-            Err(Failed::Refused(name, _)) if name == "UnitExists" => {
-                let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
-                link.call("SetUnitProperties", &(unit, true, &own)).await?;
-                if there() {
-                    return Ok(());
-                }
-                let job = link.call("StartUnit", &(unit, REPLACE)).await?;
-                ended(ends, &job.body().deserialize()?).await
-            }
-            Err(failed) => Err(failed),
-        }
+        self.patiently("start", unit, |link| start(link, unit, values, there)).await
     }
 
     /// Gives the unit, which is somebody else's and there, `values` until the machine ends.
     pub async fn set(&self, unit: &str, values: &[Property]) -> Result<(), Error> {
-        self.patiently("set properties of", unit, || self.set_once(unit, values)).await
-    }
-
-    async fn set_once(&self, unit: &str, values: &[Property]) -> Result<(), Failed> {
-        let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
-        self.link().await?.call("SetUnitProperties", &(unit, true, &own)).await?;
-        Ok(())
+        self.patiently("set properties of", unit, |link| set_once(link, unit, values)).await
     }
 
     /// The unit, and what is in it, is gone.
     pub async fn stop(&self, unit: &str) -> Result<(), Error> {
-        self.patiently("stop", unit, || self.stop_once(unit)).await
-    }
-
-    async fn stop_once(&self, unit: &str) -> Result<(), Failed> {
-        let link = self.link().await?;
-        let ends = link.ends_of(unit);
-        match link.call("StopUnit", &(unit, REPLACE)).await.map_err(Failed::from) {
-            Ok(job) => ended(ends, &job.body().deserialize()?).await,
-            Err(Failed::Refused(name, _)) if name == "NoSuchUnit" => Ok(()),
-            Err(failed) => Err(failed),
-        }
+        self.patiently("stop", unit, |link| stop_once(link, unit)).await
     }
 
     /// Asks again over a new connection where one failed, as far as a bus that is restarted needs.
-    async fn patiently<F>(&self, what: &'static str, unit: &str, ask: impl Fn() -> F) -> Result<(), Error>
+    async fn patiently<F>(
+        &self,
+        what: &'static str,
+        unit: &str,
+        ask: impl Fn(Arc<Link>) -> F,
+    ) -> Result<(), Error>
     where
         F: Future<Output = Result<(), Failed>>,
     {
-        let mut result = ask().await;
-        for wait in AGAIN_MS {
-            if !matches!(result, Err(Failed::Link(_))) {
-                break;
+        let (until, mut waits) = (Instant::now() + ALL, AGAIN_MS.into_iter());
+        let tried = async {
+            loop {
+                let result = match self.link().await {
+                    Ok(link) => (ask(link.clone()).await, Some(link)),
+                    Err(failed) => (Err(failed), None),
+                };
+                let ((Err(Failed::Link(_)), failed), Some(wait)) = (&result, waits.next()) else {
+                    return result.0;
+                };
+                if let Some(failed) = failed {
+                    self.forget(failed).await;
+                }
+                tokio::time::sleep(Duration::from_millis(wait)).await;
             }
-            self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-            result = ask().await;
-        }
-        result.map_err(|cause| Error::Systemd { what, unit: unit.to_owned(), cause: cause.to_string() })
+        };
+        let late = |_| Err(Failed::Link(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
+        tokio::time::timeout_at(until, tried).await.unwrap_or_else(late).map_err(|cause| Error::Systemd {
+            what,
+            unit: unit.to_owned(),
+            cause: cause.to_string(),
+        })
     }
 
     /// The connection, made anew where there is none that can be used.
     async fn link(&self) -> Result<Arc<Link>, Failed> {
-        let usable = |link: &Option<Arc<Link>>| link.clone().filter(|l| !l.is_closed());
-        if let Some(link) = usable(&self.link.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(link);
+        let mut kept = self.link.lock().await;
+        if let Some(link) = kept.as_ref().filter(|link| !link.is_closed()) {
+            return Ok(link.clone());
         }
         let fresh = Link::connect(&self.bus).await.map_err(Failed::Link)?;
-        let mut kept = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another may have been quicker: jobs go over one connection.
-        Ok(usable(&kept).unwrap_or_else(|| kept.insert(Arc::new(fresh)).clone()))
+        Ok(kept.insert(Arc::new(fresh)).clone())
+    }
+
+    /// Drops the connection that failed; another may have replaced it.
+    async fn forget(&self, failed: &Arc<Link>) {
+        self.link.lock().await.take_if(|kept| Arc::ptr_eq(kept, failed));
+    }
+}
+
+async fn start(
+    link: Arc<Link>,
+    unit: &str,
+    values: &[Property],
+    there: &(dyn Fn() -> bool + Send + Sync),
+) -> Result<(), Failed> {
+    let ends = link.ends_of(unit);
+    let of_slice = properties::of_slice(unit);
+    let all: Vec<(&str, &Value<'_>)> = of_slice.iter().chain(values).map(|(n, v)| (*n, v)).collect();
+    let no_others: Vec<(&str, Vec<(&str, &Value<'_>)>)> = Vec::new();
+    match link.call("StartTransientUnit", &(unit, REPLACE, &all, &no_others)).await.map_err(Failed::from) {
+        Ok(job) => ended(ends, &job.body().deserialize()?).await,
+        Err(Failed::Refused(name, _)) if name == "UnitExists" => {
+            let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
+            link.call("SetUnitProperties", &(unit, true, &own)).await?;
+            if there() {
+                return Ok(());
+            }
+            let job = link.call("StartUnit", &(unit, REPLACE)).await?;
+            ended(ends, &job.body().deserialize()?).await
+        }
+        Err(failed) => Err(failed),
+    }
+}
+
+async fn set_once(link: Arc<Link>, unit: &str, values: &[Property]) -> Result<(), Failed> {
+    let own: Vec<(&str, &Value<'_>)> = values.iter().map(|(n, v)| (*n, v)).collect();
+    link.call("SetUnitProperties", &(unit, true, &own)).await?;
+    Ok(())
+}
+
+async fn stop_once(link: Arc<Link>, unit: &str) -> Result<(), Failed> {
+    let ends = link.ends_of(unit);
+    match link.call("StopUnit", &(unit, REPLACE)).await.map_err(Failed::from) {
+        Ok(job) => ended(ends, &job.body().deserialize()?).await,
+        Err(Failed::Refused(name, _)) if name == "NoSuchUnit" => Ok(()),
+        Err(failed) => Err(failed),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cgroup::{
 };
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -134,6 +135,18 @@ async fn a_manager_that_went_away_is_named_with_the_unit_and_asked_again_when_it
     stage.restart(state);
     stage.cgroups.remove_pod(Qos::Burstable, &uid()).await.unwrap();
     assert_eq!(stage.cgroups.list_pods().unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_takes_connections_and_never_answers_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("bus");
+    let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+    let systemd = Systemd::new(format!("unix:path={}", socket.display()));
+    let text = systemd.stop("x.slice").await.unwrap_err().to_string();
+    assert!(text.starts_with("cannot stop systemd unit x.slice: "), "{text}");
+    let text = systemd.link().await.err().map(|e| e.to_string());
+    assert!(text.is_some_and(|t| t.contains("no answer within 10 s")));
 }
 
 #[tokio::test]
