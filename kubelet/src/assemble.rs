@@ -219,7 +219,7 @@ impl Agent {
             enforce(&cgroups, reserved, &recorder).await?;
         }
         let mut tasks = vec![
-            tokio::spawn(cgroups.clone().keep_classes()),
+            tokio::spawn(cgroups.clone().keep_classes(tell_of_node(&cgroups, recorder.clone()))),
             tokio::spawn(watch_driver(cgroups.clone(), runtime.connection())),
         ];
         // Before any pod: what they refer to must be known when they ask.
@@ -441,16 +441,7 @@ fn counted(
 /// Enforces a reservation and tells of it as the stock agent does.
 async fn enforce(cgroups: &Cgroups, reserved: &Reserved, recorder: &Recorder) -> Result<(), StartError> {
     let cgroup = &reserved.cgroup;
-    let tell = |kind, reason: &'static str, message: String| {
-        recorder.record(Event {
-            pod: None,
-            field_path: None,
-            kind,
-            reason: reason.into(),
-            message,
-            annotations: Default::default(),
-        });
-    };
+    let tell = |kind, reason, message| recorder.record(of_node(kind, reason, message));
     match cgroups.enforce_reserved(reserved).await {
         Ok(()) => {
             let message =
@@ -461,8 +452,33 @@ async fn enforce(cgroups: &Cgroups, reserved: &Reserved, recorder: &Recorder) ->
         Err(error) => {
             let whom = reserved.whom;
             let message = format!("Failed to enforce {whom} Reserved Cgroup Limits on {cgroup:?}: {error}");
+            tracing::error!("{message}");
             tell(Kind::Warning, "FailedNodeAllocatableEnforcement", message);
             Err(StartError::Reserved(error))
+        }
+    }
+}
+
+/// An event of the node.
+fn of_node(kind: Kind, reason: &'static str, message: String) -> Event {
+    let (reason, annotations) = (reason.into(), Default::default());
+    Event { pod: None, field_path: None, kind, reason, message, annotations }
+}
+
+/// Tells whether the cgroup of all pods has its limits, as the stock agent does.
+fn tell_of_node(
+    cgroups: &Cgroups,
+    recorder: Recorder,
+) -> impl Fn(Result<(), &crate::cgroup::Error>) + Send + use<> {
+    let cgroup = cgroups.of_all_pods();
+    move |limited| match limited {
+        Ok(()) => {
+            let message = "Updated Node Allocatable limit across pods".to_owned();
+            recorder.record(of_node(Kind::Normal, "NodeAllocatableEnforced", message));
+        }
+        Err(error) => {
+            let message = format!("Failed to update Node Allocatable Limits {cgroup:?}: {error}");
+            recorder.record(of_node(Kind::Warning, "FailedNodeAllocatableEnforcement", message));
         }
     }
 }
@@ -489,10 +505,13 @@ fn driver_of(driver: cri::v1::CgroupDriver) -> Driver {
 
 /// A runtime may come back with another driver: no pod is started while it has it.
 async fn watch_driver(cgroups: Cgroups, mut connection: watch::Receiver<cri::Connection>) {
+    // It may have come back before anybody looked.
+    connection.mark_changed();
     while connection.changed().await.is_ok() {
-        let now = connection.borrow_and_update().capabilities().and_then(|c| c.cgroup_driver);
-        if let Some(driver) = now {
-            cgroups.runtime_uses(driver_of(driver));
+        let now = connection.borrow_and_update().capabilities().map(|c| c.cgroup_driver);
+        if let Some(said) = now {
+            // One that does not say takes what it is given.
+            cgroups.runtime_uses(said.map_or(cgroups.driver(), driver_of));
         }
     }
 }

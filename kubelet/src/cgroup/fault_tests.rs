@@ -28,6 +28,13 @@ impl Tree {
         Self { dir, cgroups }
     }
 
+    /// Another incarnation.
+    fn again(&self) -> Cgroups {
+        let mount_table = self.dir.path().join("mountinfo");
+        let fs_root = self.dir.path().into();
+        Cgroups::detect(CgroupConfig { fs_root, mount_table, ..CgroupConfig::host("/root", true) }).unwrap()
+    }
+
     fn file(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
@@ -73,10 +80,86 @@ async fn what_somebody_changed_is_put_right_and_the_rest_is_left_alone() {
     let c = &tree.cgroups;
     c.setup_node(&NodeValues { cpu_shares: Some(2048), ..NodeValues::default() }).await.unwrap();
     std::fs::write(tree.file("cpu,cpuacct/root/kubepods/cpu.shares"), "3\n").unwrap();
-    let untouched = std::fs::metadata(tree.file(CLASS)).unwrap().modified().unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let class = std::fs::File::options().write(true).open(tree.file(CLASS)).unwrap();
+    class.set_modified(long_ago).unwrap();
     c.mend_classes().await.unwrap();
     assert_eq!(tree.value("cpu,cpuacct/root/kubepods/cpu.shares"), "2048");
-    assert_eq!(std::fs::metadata(tree.file(CLASS)).unwrap().modified().unwrap(), untouched);
+    assert_eq!(std::fs::metadata(tree.file(CLASS)).unwrap().modified().unwrap(), long_ago);
+}
+
+#[tokio::test]
+async fn a_restart_takes_nothing_from_classes_before_all_pods_are_known() {
+    let tree = Tree::new();
+    let node = NodeValues { cpu_shares: Some(2048), ..NodeValues::default() };
+    tree.cgroups.setup_node(&node).await.unwrap();
+    assert_eq!(tree.value(CLASS), "2", "a new one has the least");
+    tree.cgroups.update_qos(milli(1000));
+    tree.cgroups.mend_classes().await.unwrap();
+    assert_eq!(tree.value(CLASS), "1024");
+    let next = tree.again();
+    next.setup_node(&node).await.unwrap();
+    next.mend_classes().await.unwrap();
+    assert_eq!(tree.value(CLASS), "1024");
+    for (sums, shares) in [(milli(500), "1024"), (milli(2000), "2048")] {
+        next.raise_qos(sums);
+        next.mend_classes().await.unwrap();
+        assert_eq!(tree.value(CLASS), shares);
+    }
+    next.update_qos(milli(500));
+    next.mend_classes().await.unwrap();
+    assert_eq!(tree.value(CLASS), "512");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_a_loaded_node_refuses_keeps_neither_the_agent_nor_other_values_from_it() {
+    const LIMIT: &str = "memory/root/kubepods/memory.limit_in_bytes";
+    let tree = Tree::new();
+    tree.cgroups.setup_node(&NodeValues::default()).await.unwrap();
+    // No value can be written to it.
+    std::fs::create_dir(tree.file(LIMIT)).unwrap();
+    let node = NodeValues { cpu_shares: Some(2048), memory_limit: Some(8 << 30), ..NodeValues::default() };
+    let next = tree.again();
+    next.setup_node(&node).await.unwrap();
+    assert_eq!(tree.value("cpu,cpuacct/root/kubepods/cpu.shares"), "2048");
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let keeper = tokio::spawn(next.clone().keep_classes(move |limited| {
+        tell.send(limited.map_err(ToString::to_string)).unwrap();
+    }));
+    next.update_qos(milli(1000));
+    let refused = told.recv().await.unwrap().unwrap_err();
+    assert!(refused.contains("memory.limit_in_bytes"), "{refused}");
+    std::fs::remove_dir(tree.file(LIMIT)).unwrap();
+    assert_eq!(told.recv().await.unwrap(), Ok(()));
+    assert_eq!(tree.value(LIMIT), (8_u64 << 30).to_string());
+    assert_eq!(tree.value(CLASS), "1024");
+    keeper.abort();
+}
+
+#[tokio::test]
+async fn tasks_are_left_unlimited_where_the_kernel_cannot_count_them() {
+    let tree = Tree::new();
+    let node = NodeValues { cpu_shares: Some(2048), pids_limit: Some(1000), ..NodeValues::default() };
+    tree.cgroups.setup_node(&node).await.unwrap();
+    assert_eq!(tree.value("cpu,cpuacct/root/kubepods/cpu.shares"), "2048");
+}
+
+#[test]
+fn memory_that_the_kernel_rounded_to_pages_is_as_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = u64::try_from(rustix::param::page_size()).unwrap();
+    let path = dir.path().join("memory.max");
+    let write = |controller, value: u64| values::Write {
+        controller,
+        file: "memory.max".into(),
+        value: value.to_string(),
+    };
+    std::fs::write(&path, format!("{}\n", 3 * page)).unwrap();
+    assert!(!files::differs(path.clone(), &write("memory", 3 * page)));
+    assert!(!files::differs(path.clone(), &write("memory", 4 * page - 1)));
+    assert!(files::differs(path.clone(), &write("memory", 4 * page)));
+    assert!(files::differs(path.clone(), &write("memory", 2 * page)));
+    assert!(files::differs(path, &write("cpu", 3 * page + 1)));
 }
 
 #[tokio::test]
@@ -109,7 +192,7 @@ async fn the_classes_follow_what_is_requested_and_are_tried_again() {
     let tree = Tree::new();
     let c = tree.cgroups.clone();
     c.setup_node(&NodeValues::default()).await.unwrap();
-    let keeper = tokio::spawn(c.clone().keep_classes());
+    let keeper = tokio::spawn(c.clone().keep_classes(|_| {}));
     let becomes = async |want: &str| {
         let waited = tokio::time::timeout(Duration::from_secs(300), async {
             while files::read(tree.file(CLASS)).ok().as_deref() != Some(want) {

@@ -4,6 +4,7 @@
 //! sleep, when processes had to be killed first, and says how long.
 
 use super::Error;
+use super::values::Write;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
@@ -85,9 +86,17 @@ pub fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// What `file` of the cgroup holds is another value than `value`, or cannot be read.
-pub fn differs(path: PathBuf, value: &str) -> bool {
-    read(path).map_or(true, |now| now != value)
+/// The file at `path` holds another value than `wanted`, or cannot be read. The kernel keeps memory in whole pages.
+pub fn differs(path: PathBuf, wanted: &Write) -> bool {
+    let kept = match wanted.value.parse::<u64>() {
+        Ok(bytes) if wanted.controller == "memory" => (bytes - bytes % page_size()).to_string(),
+        _ => wanted.value.clone(),
+    };
+    read(path).map_or(true, |now| now != wanted.value && now != kept)
+}
+
+fn page_size() -> u64 {
+    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
 }
 
 /// Removes the cgroup `dirs` (one pod's, one per hierarchy) with everything below them, killing what runs there.

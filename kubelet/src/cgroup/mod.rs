@@ -108,9 +108,15 @@ struct Inner {
     /// What the cgroup of all pods shall hold.
     node: Mutex<NodeValues>,
     /// What the admitted pods request.
-    requested: watch::Sender<Requested>,
+    requested: watch::Sender<classes::Asked>,
     /// The runtime came back with another driver.
     runtime_differs: AtomicBool,
+}
+
+impl Inner {
+    fn is_v2(&self) -> bool {
+        matches!(self.version, Version::V2 { .. })
+    }
 }
 
 /// v2 controllers enabled for pods, where the kernel has them.
@@ -131,7 +137,7 @@ impl Cgroups {
                 systemd: (driver == Driver::Systemd).then(|| Systemd::new(config.bus)),
                 huge_pages: OnceLock::new(),
                 node: Mutex::default(),
-                requested: watch::Sender::new(Requested::default()),
+                requested: watch::Sender::new(classes::Asked::default()),
                 runtime_differs: AtomicBool::new(false),
             }),
         })
@@ -197,8 +203,10 @@ impl Cgroups {
             self.make_classes().await?;
         }
         let hugetlb = values::hugetlb_of_pod(&values.hugetlb, self.huge_pages()?);
-        let values = PodValues { hugetlb, ..values.clone() };
-        self.ensure(&self.inner.layout.pod(qos, uid), &values, Walk::Missing).await
+        let mut values = PodValues { hugetlb, ..values.clone() };
+        let path = self.inner.layout.pod(qos, uid);
+        self.withdraw(&path, &mut values);
+        self.ensure(&path, &values, Walk::Missing).await
     }
 
     /// Whether the pod's cgroup is in every hierarchy, as far as there is to be one.
@@ -256,6 +264,12 @@ impl Cgroups {
 
     /// Makes the cgroup `path` with what stands above it, and gives it `values`.
     async fn ensure(&self, path: &str, values: &PodValues, walk: Walk) -> Result<(), Error> {
+        let writes = self.prepare(path, values, walk).await?;
+        self.write(path, writes)
+    }
+
+    /// Makes the cgroup `path` with what stands above it. Answers those of `values` that are still to be written.
+    async fn prepare(&self, path: &str, values: &PodValues, walk: Walk) -> Result<Vec<values::Write>, Error> {
         let inner = &*self.inner;
         let spelled = match inner.version {
             Version::V1 { .. } => values::v1(values),
@@ -269,10 +283,10 @@ impl Cgroups {
                 return Err(Error::NoController { controller, file, value });
             }
         }
-        let writes = match &inner.systemd {
+        match &inner.systemd {
             None => {
                 self.make_path(path, walk)?;
-                spelled
+                Ok(spelled)
             }
             Some(systemd) => {
                 let (properties, files) = match inner.version {
@@ -284,15 +298,21 @@ impl Cgroups {
                 systemd.ensure(layout::unit_of(path), &properties, &there).await?;
                 // It makes them in the hierarchies it manages, and enables the controllers it thinks are needed.
                 self.make_path(path, Walk::All)?;
-                files
-            }
-        };
-        for w in writes {
-            if let Some(root) = inner.version.root_of(&inner.fs_root, w.controller) {
-                files::write(below(root, path).join(&w.file), &w.value)?;
+                Ok(files)
             }
         }
-        Ok(())
+    }
+
+    /// Writes into the cgroup `path` all that it takes; the first error is told.
+    fn write(&self, path: &str, writes: Vec<values::Write>) -> Result<(), Error> {
+        let inner = &*self.inner;
+        let mut all = Ok(());
+        for w in writes {
+            if let Some(root) = inner.version.root_of(&inner.fs_root, w.controller) {
+                all = all.and(files::write(below(root, path).join(&w.file), &w.value));
+            }
+        }
+        all
     }
 
     /// Removes the cgroup `path` and what is in it.

@@ -35,6 +35,13 @@ impl Cgroups {
             Version::V1 { .. } => values::v1(&reserved.values),
             Version::V2 { .. } => values::v2(&reserved.values),
         };
+        let no_cgroup =
+            |dir| Err(Error::NoReserved { field: reserved.field, cgroup: reserved.cgroup.clone(), dir });
+        // There may be no value to look for its directory.
+        let dirs = self.dirs(&path);
+        if !dirs.iter().any(|dir| dir.is_dir()) {
+            return no_cgroup(dirs.into_iter().next().unwrap_or_default());
+        }
         let mut writes = Vec::new();
         for w in spelled {
             let Some(root) = inner.version.root_of(&inner.fs_root, w.controller) else {
@@ -42,11 +49,7 @@ impl Cgroups {
             };
             let dir = below(root, &path);
             if !dir.is_dir() {
-                return Err(Error::NoReserved {
-                    field: reserved.field,
-                    cgroup: reserved.cgroup.clone(),
-                    dir,
-                });
+                return no_cgroup(dir);
             }
             writes.push((dir, w));
         }
@@ -98,7 +101,8 @@ fn not_reclaimable(dir: &Path) -> i64 {
     let now = files::read(dir.join("memory.current")).map_or(0, |t| number(&t));
     let stat = files::read(dir.join("memory.stat")).unwrap_or_default();
     let of = |key: &str| stat.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')).map_or(0, number);
-    now - of("file") - of("slab_reclaimable")
+    // What is shared between processes counts as `file`, and goes nowhere.
+    now - of("active_file") - of("inactive_file") - of("slab_reclaimable")
 }
 
 #[cfg(test)]
@@ -157,6 +161,8 @@ mod tests {
             let text = c.enforce_reserved(&reserved(name)).await.unwrap_err().to_string();
             assert!(text.starts_with(want), "{text}");
         }
+        let nothing = Reserved { values: PodValues::default(), ..reserved("/absent") };
+        assert!(matches!(c.enforce_reserved(&nothing).await, Err(Error::NoReserved { .. })));
         let c = detected(Driver::Systemd, dir.path());
         for name in ["/a b.slice", "a--b.slice", "-.slice"] {
             let text = c.enforce_reserved(&reserved(name)).await.unwrap_err().to_string();
@@ -178,7 +184,11 @@ mod tests {
             "kubeReservedCgroup: \"/runtime\" uses 314572800 bytes of memory, more than the 209715200 reserved for it"
         );
         // What can be taken back does not count.
-        std::fs::write(cgroup.join("memory.stat"), format!("anon 1\nfile {}\n", 150 << 20)).unwrap();
+        let shared = format!("anon 1\nfile {0}\nshmem {0}\n", 150 << 20);
+        std::fs::write(cgroup.join("memory.stat"), shared).unwrap();
+        assert!(c.enforce_reserved(&reserved("/runtime")).await.is_err());
+        let files = format!("active_file {0}\ninactive_file {0}\n", 75 << 20);
+        std::fs::write(cgroup.join("memory.stat"), files).unwrap();
         c.enforce_reserved(&reserved("/runtime")).await.unwrap();
     }
 }

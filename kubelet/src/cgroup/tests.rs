@@ -433,6 +433,21 @@ async fn on_v2_the_files_get_the_recorded_values_and_controllers_are_delegated_o
         assert_eq!(files::read(dir.path().join(file)).unwrap(), want, "{file}");
     }
     assert_eq!(c.list_pods().unwrap(), [(Qos::Burstable, PodUid::new("u"))]);
+    // What an earlier configuration protected and limited, and this one does not.
+    let stale = [
+        ("kubepods/memory.min", "4096", "0"),
+        ("kubepods/burstable/memory.low", "4096", "0"),
+        ("kubepods/burstable/memory.max", "8192", "max"),
+        ("kubepods/burstable/podu/memory.low", "4096", "0"),
+    ];
+    for (file, earlier, _) in stale {
+        std::fs::write(dir.path().join(file), earlier).unwrap();
+    }
+    c.mend_classes().await.unwrap();
+    c.create_pod(Qos::Burstable, &PodUid::new("u"), &pod).await.unwrap();
+    for (file, _, want) in stale {
+        assert_eq!(files::read(dir.path().join(file)).unwrap(), want, "{file}");
+    }
 }
 
 #[tokio::test]

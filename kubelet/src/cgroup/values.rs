@@ -46,7 +46,7 @@ pub enum Protection {
 pub struct MemoryReserve {
     /// The share of the requests that is kept, in percent.
     pub percent: u8,
-    /// Bytes of memory that the node's pods may have.
+    /// Bytes of memory that all pods may have: the node's less its reservations.
     pub allocatable: i64,
 }
 

@@ -25,7 +25,8 @@ pub fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, 
     let storage = reserved(loaded, "ephemeral-storage", |n| n.value())
         .saturating_add(kept("nodefs.available", capacity.ephemeral_storage));
     let left = |field, capacity: i64, reserved: i64| {
-        if reserved > capacity {
+        // A limit of nothing would be no limit.
+        if reserved > 0 && reserved >= capacity {
             return Err(SettingsError::Reserved { field, reserved, capacity });
         }
         Ok(capacity - reserved)
@@ -36,11 +37,10 @@ pub fn allocatable(loaded: &Loaded, capacity: &Capacity) -> Result<Allocatable, 
     let huge: i64 = capacity.huge_pages.iter().map(|h| h.size.saturating_mul(h.count)).sum();
     Ok(Allocatable {
         cpu_milli: left("kubeReserved and systemReserved: cpu", capacity.cpu_milli, cpu)?,
-        memory_bytes: left(
-            "kubeReserved, systemReserved and evictionHard: memory",
-            capacity.memory,
-            memory.saturating_add(huge),
-        )?,
+        // Huge pages are set aside on the machine, whatever is reserved: there may be nothing left beside them.
+        memory_bytes: left("kubeReserved, systemReserved and evictionHard: memory", capacity.memory, memory)?
+            .saturating_sub(huge)
+            .max(0),
         ephemeral_bytes: match config.local_storage_capacity_isolation {
             true => left(
                 "kubeReserved, systemReserved and evictionHard: ephemeral-storage",
@@ -101,7 +101,7 @@ pub fn node_cgroup(
             (true, true) => Protection::Requests,
         },
         reserve_memory: percent
-            .map(|percent| MemoryReserve { percent, allocatable: allocatable.memory_bytes }),
+            .map(|percent| MemoryReserve { percent, allocatable: memory_of_pods(loaded, capacity) }),
     }
 }
 
@@ -135,12 +135,13 @@ pub fn enforced(loaded: &Loaded, cgroup_v2: bool) -> Result<Vec<Reserved>, Setti
             ),
             _ => continue,
         };
-        if map.is_empty() {
+        let compressible = option.ends_with("-compressible");
+        if map.is_empty() || compressible && !map.contains_key("cpu") {
             return Err(SettingsError::NothingReserved { option: option.clone(), field: fields.0 });
         }
         let shares = |n: quantity::Nano| translate::cpu_shares(n.milli()).unsigned_abs();
         let mut values = PodValues { cpu_shares: amount(map, "cpu").map(shares), ..PodValues::default() };
-        if !option.ends_with("-compressible") {
+        if !compressible {
             values.memory_limit = amount(map, "memory").map(|n| n.value());
             values.memory_min = values.memory_limit.filter(|_| protect);
             values.pids_limit = amount(map, "pid").map(|n| n.value());
@@ -200,7 +201,18 @@ mod tests {
         );
         let kept =
             of("featureGates: {QOSReserved: true}\nqosReserved: {memory: 50%}\n").reserve_memory.unwrap();
-        assert_eq!((kept.percent, kept.allocatable), (50, 5_951_184_896 - (100 << 20)));
+        assert_eq!((kept.percent, kept.allocatable), (50, 5_951_184_896));
+    }
+
+    #[test]
+    fn huge_pages_leave_nothing_rather_than_contradict_reservations() {
+        let huge = |count| Capacity {
+            huge_pages: vec![crate::node::HugePages { size: 1 << 30, count }],
+            ..capacity()
+        };
+        let left = |count| allocatable(&loaded(RESERVED), &huge(count)).unwrap().memory_bytes;
+        assert_eq!(left(5), 6_318_186_496 - (450 << 20) - (5 << 30));
+        assert_eq!(left(6), 0);
     }
 
     #[test]
@@ -241,6 +253,10 @@ mod tests {
                 "kubeReserved: {cpu: \"3\"}\nsystemReserved: {cpu: \"2\"}\n",
                 "kubeReserved and systemReserved: cpu: 5000 reserved of 4000",
             ),
+            (
+                "kubeReserved: {cpu: \"4\"}\n",
+                "kubeReserved and systemReserved: cpu: 4000 reserved of 4000: nothing would be left",
+            ),
             ("systemReserved: {memory: 6Gi}\n", "kubeReserved, systemReserved and evictionHard: memory: "),
             (
                 "systemReserved: {pid: \"50000\"}\n",
@@ -250,6 +266,11 @@ mod tests {
             let text = allocatable(&loaded(text), &capacity()).unwrap_err().to_string();
             assert!(text.starts_with(want), "{text}");
         }
+        let no_cpu = loaded(
+            "kubeReserved: {memory: 1Gi}\nkubeReservedCgroup: /kube\n\
+             enforceNodeAllocatable: [kube-reserved-compressible]\n",
+        );
+        assert!(matches!(enforced(&no_cpu, true), Err(SettingsError::NothingReserved { .. })));
         let nothing = loaded("kubeReservedCgroup: /kube\nenforceNodeAllocatable: [pods, kube-reserved]\n");
         assert_eq!(
             enforced(&nothing, true).unwrap_err().to_string(),

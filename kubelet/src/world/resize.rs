@@ -153,16 +153,20 @@ fn requests_of(c: &Container, name: &str) -> Option<Nano> {
     amount(c.resources.as_ref()?.requests.as_ref(), name)
 }
 
-/// What was kept of the pod can be true of it: it has the pod's class, and amounts that are amounts.
-pub fn plausible(kept: &Allocation, pod: &Pod, applied: &Pod) -> bool {
+/// What was kept of the pod can be true of it: it knows its containers, and its amounts are amounts. Its class may be another
+/// than the object's, which may ask for what was refused for just that.
+pub fn plausible(kept: &Allocation, pod: &Pod) -> bool {
     let texts = |r: &ResourceRequirements| {
         let mut all = r.limits.iter().chain(&r.requests).flatten();
         all.all(|(_, q)| quantity::parse(&q.0).is_ok_and(|n| !n.is_negative()))
     };
     let known = allocation::sized(pod).all(|c| kept.containers.contains_key(&c.name));
-    known
-        && kept.containers.values().chain(&kept.pod).all(texts)
-        && translate::qos_class(applied) == translate::qos_class(pod)
+    known && kept.containers.values().chain(&kept.pod).all(texts)
+}
+
+/// What was found out leaves the pod the class that its object has; else too little could be found out.
+pub fn same_class(pod: &Pod, applied: &Pod) -> bool {
+    translate::qos_class(applied) == translate::qos_class(pod)
 }
 
 /// What a pod that runs was given, found out from what runs, where nothing was kept of it: of each running container

@@ -35,7 +35,8 @@ impl Trigger {
 
 impl World {
     /// What a pod has that is new to this agent: what an earlier incarnation had kept of it; where that is lost or makes no
-    /// sense, what runs; and what it asks for where nothing runs.
+    /// sense, what runs; and what it asks for where nothing runs. A static pod is never resized, so what runs of it was made
+    /// with what its manifest says, however the runtime puts that.
     pub(super) fn had(
         &self,
         pod: &Arc<Pod>,
@@ -46,11 +47,12 @@ impl World {
         let runs = seen.is_some_and(|seen| !seen.is_empty());
         // What a manifest says now is all there is to a pod of which nothing runs.
         let kept = self.rooms.allocated.get(uid).filter(|_| runs || origin == Origin::Api);
-        let kept = kept.filter(|kept| resize::plausible(kept, pod, &kept.applied(pod)));
+        let kept = kept.filter(|kept| resize::plausible(kept, pod));
         let found = |seen: &Observed| {
             let found = resize::found(pod, seen, &self.rooms.facts);
-            resize::plausible(&found, pod, &found.applied(pod)).then_some(found)
+            resize::same_class(pod, &found.applied(pod)).then_some(found)
         };
+        let seen = seen.filter(|_| origin == Origin::Api);
         kept.or_else(|| seen.and_then(found)).unwrap_or_else(|| Allocation::of(pod))
     }
 

@@ -381,6 +381,7 @@ impl World {
             return;
         }
         self.swept = true;
+        self.update_qos();
         let token = FullPicture::new();
         let queued = self.queued.values().map(|p| PodRef::of(&p.pod).uid);
         let wanted: HashSet<PodUid> = self.pods.keys().cloned().chain(queued).collect();
@@ -458,7 +459,9 @@ impl World {
     /// The QoS classes as wholes have what their pods request.
     pub(super) fn update_qos(&self) {
         self.count();
-        self.rooms.cgroups.update_qos(self.promised.by_class());
+        let (cgroups, sums) = (&self.rooms.cgroups, self.promised.by_class());
+        // Until all sources have told all, what others run is not in the sums.
+        if self.swept { cgroups.update_qos(sums) } else { cgroups.raise_qos(sums) }
     }
 }
 

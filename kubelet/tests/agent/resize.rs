@@ -354,6 +354,28 @@ async fn sidecars_and_init_containers_that_run_are_resized_and_those_that_are_th
     agent.until("it is refused", || pending(&agent, "u").is_some_and(|p| p.1 == through)).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_for_its_class_is_refused_again_by_the_next_agent() {
+    let node = Node::new();
+    let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
+    agent.until_ready("u").await;
+    let mut equal = sized("main", 200, 64);
+    equal["resources"]["limits"] = equal["resources"]["requests"].clone();
+    let asked = of("u", 2, json!([equal]));
+    agent.put(&asked).await;
+    agent.until("it is refused", || pending(&agent, "u").is_some()).await;
+    let why = pending(&agent, "u");
+    pass(5 * SECOND).await;
+    agent.kill().await;
+    let changes = node.fake.changes().len();
+    let agent = node.start_synced(&[asked]).await;
+    agent.until_ready("u").await;
+    agent.until("it is refused again", || pending(&agent, "u") == why).await;
+    pass(60 * SECOND).await;
+    assert_eq!(told(&agent, "u", "main"), amounts(&sized("main", 100, 64)));
+    assert_eq!(node.fake.changes().len(), changes, "nothing was touched");
+}
+
 /// A node whose pods have cgroups, in a tree of plain files.
 fn with_cgroups() -> Node {
     let mut node = Node::new();
@@ -400,6 +422,25 @@ async fn memory_in_use_is_not_taken_away() {
         (64, "67108864")
     );
     assert_eq!(reasons(&agent), ["ResizeCompleted"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pods_cgroup_is_raised_before_anything_starts_that_is_larger() {
+    let node = with_cgroups();
+    node.fake.scripts("main", [Script::exits(1, SECOND), Script::exits(1, SECOND), Script::forever()]);
+    let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
+    agent.until("it waits", || agent.state("u", "main")["waiting"]["reason"] == "CrashLoopBackOff").await;
+    let values =
+        |node: &Node| ["cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes"].map(|f| of_pod(node, f));
+    assert_eq!(values(&node), ["102", "20000", "134217728"]);
+    let hang = node.fake.fault(Fault::hang("CreateContainer"));
+    agent.put(&one("u", 2, 200, 32)).await;
+    agent.until("it is made again", || hang.hits() == 1).await;
+    assert_eq!(values(&node), ["204", "40000", "134217728"], "what shrinks has its turn when something runs");
+    hang.release();
+    agent.until_ready("u").await;
+    agent.until("all is in effect", || values(&node) == ["204", "40000", "67108864"]).await;
+    assert_eq!((has(&node, "u", "main"), updates(&node)), ((204, 64), 0));
 }
 
 #[tokio::test(start_paused = true)]

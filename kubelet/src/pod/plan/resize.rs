@@ -176,6 +176,29 @@ fn pod_changes(now: &Now, wanted: &PodValues, cgroup_v2: bool) -> Vec<(Part, boo
     changes
 }
 
+/// What a pod's cgroup that has `has` can be given at any time on its way to `wanted`: what grows is in nobody's way, and
+/// nothing may start in less than it needs. The rest stays.
+pub fn raised(has: &PodValues, wanted: &PodValues, cgroup_v2: bool) -> PodValues {
+    let now = Now {
+        cpu_shares: has.cpu_shares.unwrap_or(0),
+        cpu_quota_us: has.cpu_quota_us.unwrap_or(-1),
+        cpu_period_us: has.cpu_period_us.or(wanted.cpu_period_us).unwrap_or(100_000),
+        memory_limit: has.memory_limit.unwrap_or(-1),
+        memory_usage: 0,
+    };
+    let mut raised = has.clone();
+    for (part, _) in pod_changes(&now, wanted, cgroup_v2).into_iter().filter(|(_, up)| *up) {
+        match part {
+            Part::Memory => raised.memory_limit = wanted.memory_limit,
+            Part::Quota => {
+                (raised.cpu_quota_us, raised.cpu_period_us) = (wanted.cpu_quota_us, wanted.cpu_period_us);
+            }
+            Part::Shares => raised.cpu_shares = wanted.cpu_shares,
+        }
+    }
+    raised
+}
+
 /// A container that runs on with other values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {

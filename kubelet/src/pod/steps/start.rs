@@ -20,22 +20,25 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 impl Steps {
-    /// The pod's cgroup, made with the limits of the pod as it is now; gives the limit of its memory. One that is there keeps
-    /// what it has: what runs in it may be in the way of other limits, which are [`Steps::resize`]'s to change.
+    /// The pod's cgroup, made with the limits of the pod as it is now; gives the limit of its memory. One that is there is
+    /// raised where it has less, for no container starts with more than its pod. What runs in it may be in the way of lower
+    /// limits, which are [`Steps::resize`]'s.
     async fn limit(&mut self, pod: &Pod) -> Result<Option<i64>, Failure> {
         let values = translate::pod_cgroup_resources(pod, &self.rooms.facts);
         let memory_limit = values.memory_limit;
         let (cgroups, qos) = (&self.rooms.cgroups, translate::qos_class(pod));
         // Somebody may have removed it, and the runtime would make it again without limits.
-        let there = self.limits.is_some() && cgroups.has_pod(qos, &self.pod.uid);
-        let made = if there {
+        let there = self.limits.as_ref().filter(|_| cgroups.has_pod(qos, &self.pod.uid));
+        let raised = there.map(|has| plan::resize::raised(has, &values, self.rooms.facts.cgroup_v2));
+        let made = if raised.is_some() && raised.as_ref() == there {
             cgroups.check_runtime()
         } else {
             self.cgroup_made = true;
+            let what = if there.is_some() { "update" } else { "create" };
             let began = tokio::time::Instant::now();
-            let made = cgroups.create_pod(qos, &self.pod.uid, &values).await;
+            let made = cgroups.create_pod(qos, &self.pod.uid, raised.as_ref().unwrap_or(&values)).await;
             trace::done(Phase::Cgroup, began, made.as_ref().err().map(ToString::to_string));
-            self.rooms.metrics.cgroup_manager_duration.with(["create"]).observe_duration(began.elapsed());
+            self.rooms.metrics.cgroup_manager_duration.with([what]).observe_duration(began.elapsed());
             made
         };
         if let Err(error) = made {
@@ -43,9 +46,7 @@ impl Steps {
             self.event(Kind::Warning, None, "FailedToCreatePodContainer", message);
             return Err(Failure::default());
         }
-        if !there {
-            self.limits = Some(values);
-        }
+        self.limits = Some(raised.unwrap_or(values));
         Ok(memory_limit)
     }
 

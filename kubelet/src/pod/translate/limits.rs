@@ -54,10 +54,11 @@ pub fn pod_cgroup_resources(pod: &Pod, facts: &NodeFacts) -> PodValues {
         _ => cpu_shares(amount(&sums.requests, "cpu").milli()),
     };
     let limited = |name: &str| qos != Qos::BestEffort && all_limited(pod, name);
-    let cpu_quota = if facts.cpu_cfs_quota && limited("cpu") {
-        cpu_quota(amount(&sums.limits, "cpu").milli(), facts.cfs_period_us)
-    } else {
-        None
+    let cpu_quota = match (limited("cpu"), facts.cpu_cfs_quota) {
+        (false, _) => None,
+        // What an earlier configuration limited is limited no longer.
+        (true, false) => Some(-1),
+        (true, true) => cpu_quota(amount(&sums.limits, "cpu").milli(), facts.cfs_period_us),
     };
     let memory_limit = Some(amount(&sums.limits, "memory").value()).filter(|v| *v > 0 && limited("memory"));
     let (memory_min, memory_low) = memory::of_pod(pod, facts);
@@ -252,7 +253,7 @@ mod tests {
         assert_eq!(v.memory_limit, None);
         let f = NodeFacts { cpu_cfs_quota: false, pod_pids_limit: 100, ..facts() };
         let v = pod_cgroup_resources(&both, &f);
-        assert_eq!((v.cpu_quota_us, v.pids_limit), (None, Some(100)));
+        assert_eq!((v.cpu_quota_us, v.cpu_period_us, v.pids_limit), (Some(-1), Some(100_000), Some(100)));
         assert_eq!(sandbox_resources(&both, &f).cpu_period, 0);
     }
 
