@@ -5,7 +5,7 @@ use crate::case::Case;
 use cri::fake::FakeRuntime;
 use futures::future::BoxFuture;
 use kubelet::api::PodUid;
-use kubelet::evict::{ContainerUse, Detail, DiskUse, Layout, Left, Measure, Observations, PodUse};
+use kubelet::evict::{ContainerUse, Detail, DiskUse, Layout, Measure, Observations, PodUse};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -87,8 +87,8 @@ fn written(uid: &str, container: &Value) -> Option<Written> {
 }
 
 impl Measure for Disks {
-    fn memory(&self) -> BoxFuture<'_, Option<Left>> {
-        Box::pin(async { None })
+    fn memory(&self) -> BoxFuture<'_, Observations> {
+        Box::pin(async { Observations::new() })
     }
 
     fn node(&self) -> BoxFuture<'_, Observations> {
