@@ -333,7 +333,7 @@ impl Agent {
 
     /// Every pod of the node with its present status.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.directory.all().iter().map(|pod| self.with_status(pod)).collect()
+        self.directory.sources().iter().map(|pod| self.with_status(pod)).collect()
     }
 
     /// The pod of that namespace and name with its present status.

@@ -7,7 +7,7 @@
 //! ```text
 //!   source ──SourceEvent──▶ task ──watch<Desired>──▶ actor (one per pod)
 //!   Picture (pleg, once) ──▶  │  ◀──"nothing left"── actor
-//!                             └──▶ Directory (what the server shows)
+//!                             └──▶ Directory (what the server shows and others measure)
 //! ```
 //!
 //! Two pods of one name never run at once: the newer one waits until nothing of the older one is left.
@@ -27,33 +27,45 @@ use crate::api::{Pod, PodUid};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The pods the node answers for, as sources gave them; for whoever shows pods. Cloning is cheap.
+/// The pods the node answers for. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Directory(Arc<Mutex<HashMap<PodUid, Arc<Pod>>>>);
+pub struct Directory(Arc<Mutex<HashMap<PodUid, Listed>>>);
+
+#[derive(Debug)]
+struct Listed {
+    source: Arc<Pod>,
+    has: Arc<Pod>,
+}
 
 impl Directory {
-    /// All of them, in no order.
+    /// All of them with the resources that they have, in no order; for whoever judges or measures them.
     pub fn all(&self) -> Vec<Arc<Pod>> {
-        self.lock().values().cloned().collect()
+        self.lock().values().map(|pod| pod.has.clone()).collect()
     }
 
-    /// The pod of that namespace and name; of several the one that still runs is as good as the one that waits.
+    /// All of them as sources gave them, in no order; for whoever shows them.
+    pub fn sources(&self) -> Vec<Arc<Pod>> {
+        self.lock().values().map(|pod| pod.source.clone()).collect()
+    }
+
+    /// The pod of that namespace and name as its source gave it; of several the one that still runs is as good as the one
+    /// that waits.
     pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let wanted = |p: &Pod| {
             p.metadata.namespace.as_deref() == Some(namespace) && p.metadata.name.as_deref() == Some(name)
         };
-        self.lock().values().find(|p| wanted(p)).cloned()
+        self.lock().values().map(|pod| &pod.source).find(|p| wanted(p)).cloned()
     }
 
-    fn put(&self, uid: PodUid, pod: Arc<Pod>) {
-        self.lock().insert(uid, pod);
+    fn put(&self, uid: PodUid, source: Arc<Pod>, has: Arc<Pod>) {
+        self.lock().insert(uid, Listed { source, has });
     }
 
     fn remove(&self, uid: &PodUid) {
         self.lock().remove(uid);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Arc<Pod>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Listed>> {
         // Every entry is whole at all times, so a panic elsewhere spoils nothing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

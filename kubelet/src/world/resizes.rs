@@ -97,6 +97,7 @@ impl World {
         let generation = wants.metadata.generation;
         self.rooms.allocated.put(&pod.uid, Allocation::of(wants));
         self.promised.promise(pod.uid.clone(), wants);
+        self.directory.put(pod.uid.clone(), wants.clone(), wants.clone());
         if before.resize.pending.as_ref().is_some_and(|p| p.reason == PendingReason::Deferred) {
             self.rooms.metrics.deferred_accepted_resizes.with([trigger.as_str()]).inc();
         }

@@ -47,7 +47,7 @@ pub struct World {
     pub(super) rooms: Arc<Rooms>,
     pub(super) node: Node,
     pub(super) unsynced: HashSet<Origin>,
-    directory: Directory,
+    pub(super) directory: Directory,
     pub(super) promised: Promised,
     pub(super) pods: HashMap<PodUid, Entry>,
     deadlines: Deadlines,
@@ -170,7 +170,6 @@ impl World {
     /// A known pod's object changed: its spec, or it is to be deleted.
     fn update(&mut self, uid: &PodUid, new: SourcePod) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        self.directory.put(uid.clone(), new.pod.clone());
         let asked = std::mem::replace(&mut entry.source, new.pod.clone());
         for operation in resize::operations(&asked, &new.pod) {
             let [resource, requirement, operation] = operation;
@@ -178,6 +177,7 @@ impl World {
         }
         let Some(entry) = self.pods.get(uid) else { return };
         let with = self.with_allocated(uid, &entry.desired.borrow(), &new.pod);
+        self.directory.put(uid.clone(), new.pod.clone(), with.clone());
         entry.desired.send_modify(|d| {
             if let Some(stop) = deletion(&new.pod) {
                 merge_stop(&mut d.stop, stop);
@@ -231,7 +231,7 @@ impl World {
             }
             Err(rejection) => desired.stop = Some(self.reject(&pod, rejection)),
         }
-        self.directory.put(pod.uid.clone(), new.pod.clone());
+        self.directory.put(pod.uid.clone(), new.pod.clone(), desired.pod.clone());
         let uid = pod.uid.clone();
         self.spawn(pod, new.pod, desired, began, new.arrived, Duration::ZERO);
         self.update_qos();

@@ -171,6 +171,16 @@ async fn what_does_not_fit_waits_until_something_is_given_back() {
     let want = Some(("Deferred".to_owned(), why.to_owned(), 2));
     agent.until("it is told to wait", || pending(&agent, "u") == want).await;
     assert_eq!((told(&agent, "u", "main"), updates(&node)), (amounts(&sized("main", 1000, 64)), 0));
+    // Who shows the pod shows what it asks for, who judges it goes by what it has.
+    let requests = |pod: &Pod| {
+        let resources = pod.spec.as_ref().unwrap().containers[0].resources.clone().unwrap();
+        resources.requests.unwrap()["cpu"].0.clone()
+    };
+    let judged = agent.agent.directory.all();
+    let judged = judged.iter().find(|p| p.metadata.uid.as_deref() == Some("u")).unwrap();
+    let shown = agent.agent.pods();
+    let shown = shown.iter().find(|p| p.metadata.uid.as_deref() == Some("u")).unwrap();
+    assert_eq!((requests(shown), requests(judged)), ("3000m".to_owned(), "1000m".to_owned()));
     let events = agent.events();
     let deferred = "ResizeDeferred: Pod resize Deferred: {\"containers\":[{\"name\":\"main\",\"resources\":\
         {\"limits\":{\"cpu\":\"6000m\",\"memory\":\"128Mi\"},\"requests\":{\"cpu\":\"3000m\",\"memory\":\"64Mi\"}}}],\
