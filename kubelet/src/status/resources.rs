@@ -12,6 +12,7 @@ use crate::quantity::{self, Nano};
 use k8s_openapi::api::core::v1::{PodCondition, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,18 +31,23 @@ pub struct Resizing<'a> {
 
 /// `resources` of a container's status: what it has while it runs, and what it is to have when it does not.
 pub fn of_container(input: &Input<'_>, c: &Container, i: &Instance) -> ResourceRequirements {
-    let claimless =
-        |r: Option<ResourceRequirements>| ResourceRequirements { claims: None, ..r.unwrap_or_default() };
-    let allocated = claimless(c.resources.clone());
-    let Some(resizing) = &input.resize else { return allocated };
-    if i.state != State::Running {
-        return allocated;
-    }
+    unsettled(input, c, i).unwrap_or_else(|| claimless(c))
+}
+
+fn claimless(c: &Container) -> ResourceRequirements {
+    ResourceRequirements { claims: None, ..c.resources.clone().unwrap_or_default() }
+}
+
+/// What a container has that runs and has other than it is to have.
+fn unsettled(input: &Input<'_>, c: &Container, i: &Instance) -> Option<ResourceRequirements> {
+    let resizing = input.resize.as_ref().filter(|_| i.state == State::Running)?;
+    let nothing = ResourceRequirements::default();
+    let allocated = c.resources.as_ref().unwrap_or(&nothing);
     let actuated = resizing.actual.actuated.get(&i.id);
     let given = resizing.actual.given(i);
-    let settled = actuated.is_none_or(|a| allocation::same(a, &allocated))
+    let settled = actuated.is_none_or(|a| allocation::same(a, allocated))
         && given.is_none_or(|g| resize::is_so(input.pod, c, &g, resizing.facts));
-    if settled { allocated } else { actual(&allocated, actuated, given.as_ref(), resizing.facts) }
+    (!settled).then(|| actual(&claimless(c), actuated, given.as_ref(), resizing.facts))
 }
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -107,20 +113,22 @@ fn cpu(milli: i64) -> Quantity {
     Quantity(Nano::from_milli(milli).to_string())
 }
 
-/// The pod with the resources that it has.
-pub fn pod_as_it_is(input: &Input<'_>) -> Arc<Pod> {
-    let pod = Arc::new(input.pod.clone());
-    let Some(resizing) = &input.resize else { return pod };
+/// The pod with the resources that it has; the pod itself where those are what it is to have, as they nearly always are.
+pub fn pod_as_it_is<'a>(input: &Input<'a>) -> Cow<'a, Pod> {
+    let others: Vec<_> = allocation::sized(input.pod)
+        .filter_map(|c| Some((&c.name, unsettled(input, c, input.observed.latest(&c.name)?)?)))
+        .collect();
+    let in_progress = input.resize.as_ref().filter(|r| r.in_progress.is_some());
+    let whole = in_progress.and_then(|r| r.actual.pod.as_ref());
+    if others.is_empty() && whole.is_none() {
+        return Cow::Borrowed(input.pod);
+    }
     let mut all = Allocation::of(input.pod);
-    for c in allocation::sized(input.pod) {
-        if let Some(i) = input.observed.latest(&c.name) {
-            all.containers.insert(c.name.clone(), of_container(input, c, i));
-        }
+    all.containers.extend(others.into_iter().map(|(name, has)| (name.clone(), has)));
+    if let Some(whole) = whole {
+        all.pod = Some(whole.clone());
     }
-    if resizing.in_progress.is_some() && resizing.actual.pod.is_some() {
-        all.pod.clone_from(&resizing.actual.pod);
-    }
-    all.applied(&pod)
+    Cow::Owned(Arc::unwrap_or_clone(all.applied(&Arc::new(input.pod.clone()))))
 }
 
 /// `PodResizePending` and `PodResizeInProgress`, as far as they hold; they come before all others.

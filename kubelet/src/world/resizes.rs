@@ -70,9 +70,10 @@ impl World {
         if before.stop.is_some() || !self.promised.holds(uid) {
             return false;
         }
-        if Allocation::of(&before.pod).fits(&wants) {
+        if has_what(&before, &wants) {
             if before.resize.pending.is_some() {
                 entry.desired.send_modify(|d| d.resize.pending = None);
+                self.count_pending();
             }
             return false;
         }
@@ -184,9 +185,11 @@ impl World {
                 if desired.stop.is_some() || refused.is_some_and(|p| p.reason == PendingReason::Infeasible) {
                     return None;
                 }
-                let wants = !Allocation::of(&desired.pod).fits(&entry.source);
+                if has_what(&desired, &entry.source) {
+                    return None;
+                }
                 let since = refused.map_or(i64::MAX, |p| p.since);
-                wants.then(|| (resize::order(&desired.pod, &entry.source, since), uid.clone()))
+                Some((resize::order(&desired.pod, &entry.source, since), uid.clone()))
             })
             .collect();
         waiting.sort();
@@ -196,11 +199,18 @@ impl World {
     /// How many changes wait, by reason.
     pub(super) fn count_pending(&self) {
         let of = |reason| {
-            let is = |d: &Desired| d.resize.pending.as_ref().is_some_and(|p| p.reason == reason);
+            let is = |d: &Desired| {
+                d.stop.is_none() && d.resize.pending.as_ref().is_some_and(|p| p.reason == reason)
+            };
             self.pods.values().filter(|e| is(&e.desired.borrow())).count() as f64
         };
         let pending = &self.rooms.metrics.pending_resizes;
         pending.with(["deferred"]).set(of(PendingReason::Deferred));
         pending.with(["infeasible"]).set(of(PendingReason::Infeasible));
     }
+}
+
+/// The pod has what its object asks for: mostly the two are one.
+fn has_what(desired: &Desired, wants: &Arc<Pod>) -> bool {
+    Arc::ptr_eq(&desired.pod, wants) || Allocation::of(&desired.pod).fits(wants)
 }

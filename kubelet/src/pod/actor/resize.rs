@@ -29,6 +29,8 @@ pub(super) struct Resizing {
     seen: u64,
     /// What an earlier incarnation had got the runtime to take; until it was looked through.
     kept: Option<Allocation>,
+    /// What the runtime has taken is not what was last kept for the next incarnation.
+    unkept: bool,
     /// The runtime was asked to change something: what it told before is old.
     pub stale: bool,
     /// How often it is still asked whether that shows.
@@ -74,6 +76,7 @@ impl Resizing {
             in_progress: None,
             seen: desired.resize.changes,
             kept,
+            unkept: false,
             stale: false,
             looks: 0,
         }
@@ -104,12 +107,18 @@ impl Actor {
             self.resizing.in_progress = Some(InProgress { generation, error: None, _counted: counted });
         }
         if self.resizing.needs.is_empty() {
-            self.resizing.actual.pod.clone_from(&pod.spec.as_ref().and_then(|s| s.resources.clone()));
+            let whole = pod.spec.as_ref().and_then(|s| s.resources.as_ref());
+            if self.resizing.actual.pod.as_ref() != whole {
+                self.resizing.actual.pod = whole.cloned();
+                self.resizing.unkept = true;
+            }
             if let Some(through) = self.resizing.in_progress.take() {
                 let text = allocation::message("completed", pod, through.generation, None);
                 self.steps.tell_resize(Kind::Normal, "ResizeCompleted", text);
             }
-            self.keep_actuated(desired);
+            if std::mem::take(&mut self.resizing.unkept) {
+                self.keep_actuated(desired);
+            }
         }
     }
 
@@ -146,13 +155,18 @@ impl Actor {
                     then.resources = Some(last.clone());
                     if resize::is_so(&desired.pod, &then, &given, facts) {
                         actual.actuated.insert(i.id.clone(), last);
+                        self.resizing.unkept = true;
                     }
                 }
                 (Some(given), None) if resize::is_so(&desired.pod, c, &given, facts) => {
                     actual.actuated.insert(i.id.clone(), wanted);
+                    self.resizing.unkept = true;
                 }
                 (Some(_), None) => {}
-                (None, last) => drop(actual.actuated.insert(i.id.clone(), last.unwrap_or(wanted))),
+                (None, last) => {
+                    actual.actuated.insert(i.id.clone(), last.unwrap_or(wanted));
+                    self.resizing.unkept = true;
+                }
             }
         }
     }
@@ -182,6 +196,7 @@ impl Actor {
             let c = allocation::sized(&desired.pod).find(|c| c.name == *name);
             let taken = c.and_then(|c| c.resources.clone()).unwrap_or_default();
             self.resizing.actual.actuated.insert(id.clone(), taken);
+            self.resizing.unkept = true;
         }
         let success = if resized.error.is_none() { "true" } else { "false" };
         let millis = began.elapsed().as_secs_f64() * 1000.0;
