@@ -193,7 +193,7 @@ impl Open {
             memory: reader.number(dir, "memory.max").filter(|n| *n < UNLIMITED),
             swap: swap_file.filter(|n| *n < UNLIMITED),
             swap_file,
-            reservation: reader.number(dir, "memory.low"),
+            reservation: reader.number(dir, "memory.min"),
             tasks: reader.number(dir, "pids.max").filter(|n| *n != u64::MAX),
         }
     }

@@ -7,8 +7,10 @@
 //!
 //! The cost is bounded by the making, not by who asks or how often.
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -47,15 +49,23 @@ impl<T: Send + Sync + 'static> Fresh<T> {
 
     /// The value, whose making began at most `max_age` ago. With no age at all it begins now or later.
     pub async fn get(&self, max_age: Duration) -> Arc<T> {
-        let (answer, answered) = oneshot::channel();
-        let asked = self.asks.send(Ask { since: Instant::now().checked_sub(max_age), answer });
-        match (asked, answered.await) {
-            (Ok(()), Ok(value)) => value,
-            // The task lives as long as this handle, so tokio is shutting down, and this future with it.
-            _ => std::future::pending().await,
+        let since = Instant::now().checked_sub(max_age);
+        loop {
+            let (answer, answered) = oneshot::channel();
+            let asked = self.asks.send(Ask { since, answer });
+            match (asked, answered.await) {
+                (Ok(()), Ok(value)) => return value,
+                // The making panicked.
+                (Ok(()), Err(_)) if !self.asks.is_closed() => {}
+                // The task lives as long as this handle, so tokio is shutting down, and this future with it.
+                _ => std::future::pending().await,
+            }
         }
     }
 }
+
+/// A making that panicked may do so again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 async fn run<T>(mut queue: mpsc::UnboundedReceiver<Ask<T>>, mut make: impl FnMut() -> BoxFuture<'static, T>) {
     let mut last: Option<(Instant, Arc<T>)> = None;
@@ -68,7 +78,12 @@ async fn run<T>(mut queue: mpsc::UnboundedReceiver<Ask<T>>, mut make: impl FnMut
             Some((_, value)) => value.clone(),
             None => {
                 let began = Instant::now();
-                let value = Arc::new(make().await);
+                let made = AssertUnwindSafe(async { make().await }).catch_unwind().await;
+                let Ok(value) = made.map(Arc::new) else {
+                    tracing::error!("making what was asked for panicked; trying again");
+                    tokio::time::sleep(AFTER_PANIC).await;
+                    continue;
+                };
                 last = Some((began, value.clone()));
                 value
             }
@@ -81,7 +96,6 @@ async fn run<T>(mut queue: mpsc::UnboundedReceiver<Ask<T>>, mut make: impl FnMut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Counts; each making takes a second.
@@ -103,6 +117,18 @@ mod tests {
         let asks = (0..100).map(|_| fresh.get(Duration::from_secs(5)));
         assert!(futures::future::join_all(asks).await.iter().all(|n| **n == 1));
         assert_eq!(*fresh.get(Duration::from_secs(5)).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_making_that_panics_keeps_nobody_waiting_for_ever() {
+        let mut made = 0;
+        let fresh = Fresh::spawn(move || {
+            made += 1;
+            let made = made;
+            async move { if made == 1 { panic!("the first") } else { made } }.boxed()
+        });
+        let (a, b) = tokio::join!(fresh.get(Duration::ZERO), fresh.get(Duration::ZERO));
+        assert!(*a > 1 && *b > 1);
     }
 
     #[tokio::test(start_paused = true)]

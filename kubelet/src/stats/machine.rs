@@ -54,9 +54,21 @@ pub fn identity() -> Identity {
         boot_id: text("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
         os: pretty.map(|p| p.trim_matches('"').to_owned()).unwrap_or_else(|| "Linux".to_owned()),
-        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        cpus: text("/sys/devices/system/cpu/online")
+            .and_then(|list| cpus(&list))
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64)),
         topology: topology(Path::new("/sys/devices/system/cpu")),
     }
+}
+
+/// How many CPUs a list of the kernel's has: `0-3,5`. Not how many of them this process may use.
+fn cpus(list: &str) -> Option<u64> {
+    let count = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.split(',').map(count).sum()
 }
 
 fn topology(dir: &Path) -> Topology {
@@ -160,6 +172,15 @@ fn diskstats(text: &[u8]) -> Vec<(String, (u32, u32), [u64; 11])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpus_are_those_that_are_online() {
+        for (list, want) in
+            [("0", Some(1)), ("0-3", Some(4)), ("0-3,5,8-9", Some(7)), ("", None), ("3-0", None)]
+        {
+            assert_eq!(cpus(list), want, "{list}");
+        }
+    }
 
     #[test]
     fn a_machine_is_told_by_its_ids_and_its_cores() {

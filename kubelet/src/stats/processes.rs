@@ -9,15 +9,23 @@ use std::mem::MaybeUninit;
 const FILES: u64 = 2048;
 /// Of a container with more processes than this, open files are not counted.
 const PROCESSES: usize = 256;
+/// Of a container with more cgroups than this below its own, processes in the others are not counted.
+const CGROUPS: usize = 64;
 
-/// Counts the processes of the cgroup `dir` (not of those below). `proc` is `/proc`. Also the id of the first, whose limit
+/// Counts the processes of the cgroup `dir` or, where it has none itself, of those below (a container that makes cgroups, as
+/// an init system does, leaves its own empty). `proc` is `/proc`. Also the id of the first, whose limit
 /// of files is read.
 pub fn read(reader: &mut Reader, proc: &Dir, dir: &Dir) -> Option<(Processes, Option<u32>)> {
-    let ids: Vec<u32> = lines(reader.read(dir, "cgroup.procs")?)
-        .filter_map(|line| u32::try_from(number(line)?).ok())
-        // Processes of another pid namespace show as 0.
-        .filter(|id| *id != 0)
-        .collect();
+    let mut ids = ids(reader, dir)?;
+    if ids.is_empty() {
+        let mut below = children(dir, CGROUPS);
+        let mut seen = 0;
+        while let Some(child) = below.pop() {
+            seen += 1;
+            ids.extend(self::ids(reader, &child).unwrap_or_default());
+            below.extend(children(&child, CGROUPS.saturating_sub(seen + below.len())));
+        }
+    }
     let mut found = Processes { count: ids.len() as u64, ..Processes::default() };
     if ids.len() <= PROCESSES {
         let (mut files, mut sockets) = (0, Some(0));
@@ -35,6 +43,28 @@ pub fn read(reader: &mut Reader, proc: &Dir, dir: &Dir) -> Option<(Processes, Op
         found.max_files = reader.read(proc, &format!("{first}/limits")).and_then(max_files);
     }
     Some((found, ids.first().copied()))
+}
+
+fn ids(reader: &mut Reader, dir: &Dir) -> Option<Vec<u32>> {
+    let ids = lines(reader.read(dir, "cgroup.procs")?).filter_map(|line| u32::try_from(number(line)?).ok());
+    // Processes of another pid namespace show as 0.
+    Some(ids.filter(|id| *id != 0).collect())
+}
+
+/// The cgroups right below `dir`, `most` of them at most.
+fn children(dir: &Dir, most: usize) -> Vec<Dir> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::openat(dir.fd(), ".", flags, Mode::empty()) else { return Vec::new() };
+    let mut space = [MaybeUninit::<u8>::uninit(); 4096];
+    let mut entries = RawDir::new(&fd, &mut space);
+    let mut found = Vec::new();
+    while found.len() < most {
+        let Some(Ok(entry)) = entries.next() else { break };
+        let directory = entry.file_type() == rustix::fs::FileType::Directory;
+        let name = entry.file_name().to_str().ok().filter(|name| directory && !name.starts_with('.'));
+        found.extend(name.and_then(|name| dir.open_in(name)));
+    }
+    found
 }
 
 /// How many files process `id` has open, and how many of them are sockets; these are not counted past `most` files.
@@ -101,6 +131,29 @@ mod tests {
         let (proc, cgroup) = (Dir::open(Path::new("/proc")).unwrap(), Dir::open(dir.path()).unwrap());
         let (found, _) = read(&mut Reader::default(), &proc, &cgroup).unwrap();
         assert_eq!((found.count, found.files, found.max_files), (1, Some(0), None));
+    }
+
+    #[test]
+    fn processes_in_cgroups_of_a_containers_own_are_counted_and_many_cgroups_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = std::process::id();
+        let put = |below: &str, ids: &str| {
+            std::fs::create_dir_all(dir.path().join(below)).unwrap();
+            std::fs::write(dir.path().join(below).join("cgroup.procs"), ids).unwrap();
+        };
+        put("", "");
+        put("init.scope", &format!("{id}\n"));
+        put("system.slice", "");
+        put("system.slice/a.service", &format!("{id}\n{id}\n"));
+        let (proc, cgroup) = (Dir::open(Path::new("/proc")).unwrap(), Dir::open(dir.path()).unwrap());
+        let counted = || read(&mut Reader::default(), &proc, &cgroup).unwrap().0.count;
+        assert_eq!(counted(), 3);
+        for n in 0..3 * CGROUPS {
+            put(&format!("system.slice/{n}"), &format!("{id}\n"));
+        }
+        assert!((1..=CGROUPS as u64 + 3).contains(&counted()));
+        put("", &format!("{id}\n"));
+        assert_eq!(counted(), 1, "its own are all there are");
     }
 
     #[test]

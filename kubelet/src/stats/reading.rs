@@ -132,7 +132,7 @@ pub struct Limits {
     pub swap: Option<u64>,
     /// As the file says it: on v1 of memory and swap together. For the metrics.
     pub swap_file: Option<u64>,
-    /// `memory.soft_limit_in_bytes` or `memory.low`.
+    /// `memory.soft_limit_in_bytes` or `memory.min`.
     pub reservation: Option<u64>,
     /// Tasks; `None` without a limit.
     pub tasks: Option<u64>,

@@ -66,7 +66,7 @@ impl Tree {
                 ("memory", "memory.swap.max", "max\n".to_owned()),
                 ("memory", "memory.swap.current", "512\n".to_owned()),
                 ("memory", "memory.peak", "500000\n".to_owned()),
-                ("memory", "memory.low", "0\n".to_owned()),
+                ("memory", "memory.min", "0\n".to_owned()),
                 ("memory", "memory.events", "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\n".to_owned()),
                 ("cpu", "cpu.stat", format!("usage_usec {cpu}\nuser_usec 7\nsystem_usec 5\nnr_periods 4\nnr_throttled 3\nthrottled_usec 2\nnr_bursts 1\nburst_usec 6\n")),
                 ("cpu", "cpu.weight", "79\n".to_owned()),

@@ -43,6 +43,10 @@ pub enum GcError {
         "wanted to free {wanted} bytes, but freed {freed} bytes space with errors in image deletion: {errors}"
     )]
     Removal { wanted: u64, freed: u64, errors: String },
+    #[error(
+        "wanted to remove all unused images, but freed {freed} bytes space with errors in image deletion: {errors}"
+    )]
+    Unused { freed: u64, errors: String },
 }
 
 impl Gc {
@@ -106,7 +110,7 @@ impl Gc {
         if errors.is_empty() {
             return Ok(());
         }
-        Err(GcError::Removal { wanted: u64::MAX, freed: freeing.freed, errors: errors.join(", ") })
+        Err(GcError::Unused { freed: freeing.freed, errors: errors.join(", ") })
     }
 
     async fn first_look(&self) -> Result<(), GcError> {
