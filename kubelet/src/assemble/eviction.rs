@@ -196,21 +196,19 @@ fn by_uid(pods: &[PodStats]) -> HashMap<PodUid, PodUse> {
 }
 
 fn uses(p: &PodStats) -> PodUse {
-    let disk = |fs: &FsStats| DiskUse {
-        bytes: fs.used_bytes.unwrap_or_default(),
-        inodes: fs.inodes_used.unwrap_or_default(),
-    };
+    // Not every file system has inodes.
+    let disk = |fs: &FsStats| Some(DiskUse { bytes: fs.used_bytes?, inodes: fs.inodes_used.unwrap_or(0) });
     let containers = p.containers.iter().map(|c| ContainerUse {
         name: c.name.clone(),
         memory: c.memory.as_ref().and_then(|m| m.working_set_bytes),
-        rootfs: c.rootfs.as_ref().map(disk),
-        logs: c.logs.as_ref().map(disk),
+        rootfs: c.rootfs.as_ref().and_then(disk),
+        logs: c.logs.as_ref().and_then(disk),
     });
     PodUse {
         memory: p.memory.as_ref().and_then(|m| m.working_set_bytes),
         processes: p.process_stats.as_ref().and_then(|s| s.count),
         ephemeral: p.ephemeral_storage.as_ref().and_then(|fs| fs.used_bytes),
         containers: containers.collect(),
-        volumes: p.volume.iter().map(|v| (v.name.clone(), disk(&v.fs))).collect(),
+        volumes: p.volume.iter().filter_map(|v| Some((v.name.clone(), disk(&v.fs)?))).collect(),
     }
 }

@@ -48,10 +48,23 @@ pub fn parts(signal: Signal, layout: Layout) -> Parts {
     }
 }
 
-/// What the pod has of `parts`.
-pub fn disk_use(pod: &Pod, used: &PodUse, parts: Parts) -> DiskUse {
+/// Layers count, and of no pod's it is known what is in them: the runtime does not tell, and whom it would cost is a guess.
+pub fn nothing_told(used: &HashMap<PodUid, PodUse>, signal: Signal, layout: Layout) -> bool {
+    let on_disk = matches!(signal.resource(), Resource::EphemeralStorage | Resource::Inodes);
+    let mut containers = used.values().flat_map(|u| &u.containers).peekable();
+    on_disk
+        && parts(signal, layout).layers
+        && containers.peek().is_some()
+        && containers.all(|c| c.rootfs.is_none())
+}
+
+/// What the pod has of `parts`, as far as that is known; `None` if nothing is.
+fn disk_use(pod: &Pod, used: &PodUse, parts: Parts) -> Option<DiskUse> {
     let mut sum = DiskUse::default();
+    // Of what no pod has anything every pod has nothing.
+    let mut known = !parts.layers && !parts.logs_and_volumes;
     let mut add = |more: &DiskUse| {
+        known = true;
         sum.bytes = sum.bytes.saturating_add(more.bytes);
         sum.inodes = sum.inodes.saturating_add(more.inodes);
     };
@@ -63,7 +76,7 @@ pub fn disk_use(pod: &Pod, used: &PodUse, parts: Parts) -> DiskUse {
         let local = api::spec(pod).volumes.iter().flatten().filter(|v| is_local(v));
         local.filter_map(|v| used.volumes.get(&v.name)).for_each(&mut add);
     }
-    sum
+    known.then_some(sum)
 }
 
 /// What is in the volume is on the node's own disk.
@@ -91,9 +104,9 @@ pub fn rank(pods: &mut [Active], used: &HashMap<PodUid, PodUse>, signal: Signal,
         let (usage, request) = match signal.resource() {
             Resource::Memory => (used.and_then(|u| u.memory).map(i128::from), i128::from(a.memory)),
             Resource::EphemeralStorage => {
-                (used.map(|u| disk_use(&a.pod, u, parts).bytes.into()), i128::from(a.storage))
+                (used.and_then(|u| disk_use(&a.pod, u, parts)).map(|d| d.bytes.into()), i128::from(a.storage))
             }
-            Resource::Inodes => (used.map(|u| disk_use(&a.pod, u, parts).inodes.into()), 0),
+            Resource::Inodes => (used.and_then(|u| disk_use(&a.pod, u, parts)).map(|d| d.inodes.into()), 0),
             Resource::Pids => (used.and_then(|u| u.processes).map(i128::from), 0),
         };
         let counts_requests = signal.resource() != Resource::Pids;

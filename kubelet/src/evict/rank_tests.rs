@@ -96,6 +96,29 @@ fn only_what_is_on_the_file_system_in_question_counts() {
 }
 
 #[test]
+fn a_number_that_is_missing_is_not_zero_and_where_all_are_nobody_is_chosen() {
+    let missing = |log: Option<u64>| {
+        let du = |bytes| DiskUse { bytes, inodes: 1 };
+        let c = ContainerUse { name: "c".into(), logs: log.map(du), ..ContainerUse::default() };
+        PodUse { containers: vec![c], ..PodUse::default() }
+    };
+    let pods = [active("known", 0, 0, 0), active("logs", 0, 0, 0), active("unknown", 0, 0, 0)];
+    let used = [("known", disk(500, 0, &[])), ("logs", missing(Some(9))), ("unknown", missing(None))];
+    assert_eq!(order(&pods, &used, Signal::NodeFs, Layout::One), ["unknown", "known", "logs"]);
+    let told = |used: &[(&str, PodUse)], signal, layout| {
+        let used = used.iter().map(|(n, u)| (PodUid::new(n), u.clone())).collect();
+        !nothing_told(&used, signal, layout)
+    };
+    assert!(told(&used, Signal::NodeFs, Layout::One));
+    assert!(
+        !told(&used[1..], Signal::NodeFs, Layout::One)
+            && !told(&used[1..], Signal::ImageFs, Layout::OfRuntime)
+    );
+    assert!(told(&used[1..], Signal::NodeFs, Layout::OfRuntime), "layers are elsewhere");
+    assert!(told(&used[1..], Signal::Memory, Layout::One) && told(&[], Signal::NodeFs, Layout::One));
+}
+
+#[test]
 fn requests_for_storage_count_for_bytes_and_not_for_inodes() {
     let pods = [active("asks", 0, 0, 1000), active("modest", 0, 0, 0)];
     let used = [("asks", disk(900, 0, &[])), ("modest", disk(10, 0, &[]))];

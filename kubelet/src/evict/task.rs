@@ -140,7 +140,8 @@ impl Task {
 
     async fn pass(&mut self) -> Pass {
         let pods = self.active();
-        let limited = self.config.local_limits && pods.iter().any(limits::has_any);
+        let held = |p: &Active| !api::is_critical(&p.pod) && limits::has_any(p);
+        let limited = self.config.local_limits && pods.iter().any(held);
         if self.thresholds.is_empty() && !limited {
             return Pass::Rest;
         }
@@ -274,10 +275,15 @@ impl Task {
             Resource::EphemeralStorage | Resource::Inodes => Detail::Disks,
         };
         let used = self.rooms.measure.pods(detail).await;
+        let layout = self.layout.unwrap_or_default();
+        if rank::nothing_told(&used, signal, layout) {
+            tracing::warn!(%signal, "the runtime does not tell what containers wrote: nobody is evicted by guess");
+            return Pass::Rest;
+        }
         // Measuring takes its time: what has ended meanwhile has nothing to give, and what is new was not measured.
         let still: HashSet<PodUid> = self.active().into_iter().map(|p| p.who.uid).collect();
         let mut pods: Vec<Active> = pods.into_iter().filter(|p| still.contains(&p.who.uid)).collect();
-        rank::rank(&mut pods, &used, signal, self.layout.unwrap_or_default());
+        rank::rank(&mut pods, &used, signal, layout);
         for place in &self.verdict.act {
             let age = self.rooms.metrics.eviction_stats_age.with([self.thresholds[*place].signal.as_str()]);
             age.observe_duration(at.elapsed());

@@ -83,7 +83,10 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(2);
 
-    fn after(seconds: u64, says: Result<u32, &'static str>) -> impl Future<Output = Result<u32, String>> + Send {
+    fn after(
+        seconds: u64,
+        says: Result<u32, &'static str>,
+    ) -> impl Future<Output = Result<u32, String>> + Send {
         async move {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             says.map_err(str::to_owned)

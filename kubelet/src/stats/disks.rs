@@ -1,8 +1,9 @@
 //! Looks at disks: file systems by `statfs`, directories by counts, writable layers and images by the runtime.
 //!
-//! The runtime is asked with a deadline; one that let it pass is given less time until it answers again, so that a
-//! runtime that hangs costs its own numbers and hardly any time.
+//! The runtime is asked with a deadline, each question on its own; where it lets one pass, what it said last stands
+//! (`answer`).
 
+use super::answer::Answer;
 use super::disk::{Disk, PodDisk};
 use super::node::file_system;
 use super::subject::Subject;
@@ -14,35 +15,32 @@ use cri::v1;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a look waits for counts that are due.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long a runtime may take that did not answer the last time.
-const DISTRUST: Duration = Duration::from_millis(100);
 
 /// Looks. One at a time: see [`super::fresh`].
 pub struct Disks {
     config: Config,
     runtime: Arc<dyn Runtime>,
     usage: Usage,
-    /// The runtime let its deadline pass.
-    silent: AtomicBool,
+    stores: Answer<v1::ImageFsInfoResponse>,
+    layers: Answer<Vec<v1::ContainerStats>>,
 }
 
 /// What the runtime told.
-#[derive(Default)]
 struct Told {
     image: Option<v1::FilesystemUsage>,
     container: Option<v1::FilesystemUsage>,
-    layers: Vec<v1::ContainerStats>,
+    layers: Option<Arc<Vec<v1::ContainerStats>>>,
 }
 
 impl Disks {
     /// Counts nothing yet; must be called inside tokio.
     pub fn new(config: Config, runtime: Arc<dyn Runtime>) -> Self {
-        Self { config, runtime, usage: Usage::spawn(), silent: AtomicBool::new(false) }
+        let (stores, layers) = (Answer::new(RUNTIME_DEADLINE), Answer::new(RUNTIME_DEADLINE));
+        Self { config, runtime, usage: Usage::spawn(), stores, layers }
     }
 
     /// What all of it takes now; counted directories as of their last count. Also where the runtime keeps things, if it
@@ -63,24 +61,18 @@ impl Disks {
     }
 
     async fn ask(&self) -> Told {
-        let silent = self.silent.load(Ordering::Relaxed);
-        let deadline = if silent { DISTRUST } else { RUNTIME_DEADLINE };
-        let both = futures::future::join(self.runtime.image_fs(), self.runtime.container_stats());
-        let Ok((info, layers)) = tokio::time::timeout(deadline, both).await else {
-            if !self.silent.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    "the runtime does not tell what images and containers take; numbers go without"
-                );
-            }
-            return Told::default();
+        let (of_stores, of_layers) = (self.runtime.clone(), self.runtime.clone());
+        let (info, layers) = tokio::join!(
+            self.stores.get(|| async move { of_stores.image_fs().await }),
+            self.layers.get(|| async move { of_layers.container_stats().await }),
+        );
+        let first = |of: fn(&v1::ImageFsInfoResponse) -> &[v1::FilesystemUsage]| {
+            info.as_deref().and_then(|info| of(info).first().cloned())
         };
-        self.silent.store(false, Ordering::Relaxed);
-        let problem = |error: String| tracing::debug!(error, "the runtime does not tell what disks are used");
-        let info = info.map_err(problem).unwrap_or_default();
         Told {
-            image: info.image_filesystems.into_iter().next(),
-            container: info.container_filesystems.into_iter().next(),
-            layers: layers.map_err(problem).unwrap_or_default(),
+            image: first(|info| &info.image_filesystems),
+            container: first(|info| &info.container_filesystems),
+            layers,
         }
     }
 }
@@ -163,7 +155,7 @@ fn put_together(root_dir: &Path, told: &Told, plans: &[Plan], counts: &HashMap<R
     let node = file_system(root_dir).ok();
     let image = told.image.as_ref().and_then(store);
     let container = told.container.as_ref().and_then(store).or(image);
-    let mut layers = layers(&told.layers);
+    let mut layers = told.layers.as_deref().map(|told| layers(told)).unwrap_or_default();
     let pods = plans.iter().map(|plan| (plan.uid.clone(), pod(plan, node, &mut layers, counts))).collect();
     Disk { node, image, container, pods }
 }

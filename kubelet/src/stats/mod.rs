@@ -13,6 +13,7 @@
 //! The room changes nothing, follows no link, waits for no runtime beyond a deadline, and shows nothing it does not know.
 //! Files are read on blocking threads.
 
+mod answer;
 mod build;
 mod counters;
 mod disk;
