@@ -410,6 +410,9 @@ impl Actor {
                 if let (Some(entry), Some(c)) = (backoff, self.steps.container(pod, *list, *index)) {
                     self.memory.backoff.insert(c.name.clone(), *entry);
                 }
+                if let Some(c) = self.steps.container(pod, *list, *index) {
+                    self.note_made(&c, *restart_count);
+                }
                 let (mut orders, seen) = (self.desired.clone(), self.seen.clone());
                 let stop = until_stop(&mut orders);
                 let mut steps = self.lend_steps();

@@ -326,6 +326,25 @@ async fn a_newer_wish_takes_the_place_of_one_that_cannot_be_carried_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_done_by_half_is_taken_back() {
+    let node = with_cgroups();
+    let agent = node.start_synced(&[one("u", 1, 100, 64)]).await;
+    agent.until_ready("u").await;
+    // The memory is given, and then no CPU.
+    let memory = node.fake.fault(Fault::delay("UpdateContainerResources", SECOND).times(1));
+    agent.put(&one("u", 2, 200, 96)).await;
+    agent.until("the first call is under way", || memory.hits() == 1).await;
+    let cpu = node.fake.fault(Fault::fail("UpdateContainerResources", Code::Unknown, "no").once());
+    agent.until("the error is told", || in_progress(&agent, "u").is_some_and(|p| p.0 == "Error")).await;
+    assert_eq!((has(&node, "u", "main"), of_pod(&node, "cpu.cfs_quota_us").as_str()), ((102, 192), "40000"));
+    assert_eq!(cpu.hits(), 1);
+    agent.put(&one("u", 3, 100, 64)).await;
+    until_settled(&agent, "u", &sized("main", 100, 64)).await;
+    let pod = ["cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes"].map(|f| of_pod(&node, f));
+    assert_eq!((has(&node, "u", "main"), pod), ((102, 128), ["102", "20000", "134217728"].map(String::from)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_does_not_run_has_its_new_size_when_it_does() {
     let node = Node::new();
     node.fake.scripts("main", [Script::exits(1, SECOND), Script::exits(1, SECOND), Script::forever()]);

@@ -5,6 +5,7 @@
 
 use super::Actor;
 use crate::allocation::{self, Allocation, same};
+use crate::api::Container;
 use crate::event::Kind;
 use crate::metrics::Gauge;
 use crate::pleg::observed::{Given, State};
@@ -12,7 +13,8 @@ use crate::pod::desired::Desired;
 use crate::pod::plan::resize::{self, Actual, Needs};
 use crate::pod::plan::{self, Phase};
 use crate::pod::steps::Failure;
-use std::collections::HashSet;
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -29,6 +31,8 @@ pub(super) struct Resizing {
     seen: u64,
     /// What an earlier incarnation had got the runtime to take; until it was looked through.
     kept: Option<Allocation>,
+    /// By container: the restart count of the newest instance that this agent made, and with which resources.
+    made: HashMap<String, (u32, ResourceRequirements)>,
     /// What the runtime has taken is not what was last kept for the next incarnation.
     unkept: bool,
     /// The runtime was asked to change something: what it told before is old.
@@ -76,6 +80,7 @@ impl Resizing {
             in_progress: None,
             seen: desired.resize.changes,
             kept,
+            made: HashMap::new(),
             unkept: false,
             stale: false,
             looks: 0,
@@ -146,6 +151,13 @@ impl Actor {
             if actual.actuated.contains_key(&i.id) {
                 continue;
             }
+            // It has what it was made with, however the runtime tells that.
+            if let Some((_, with)) = self.resizing.made.get(&c.name).filter(|(n, _)| *n == i.restart_count) {
+                actual.actuated.insert(i.id.clone(), with.clone());
+                self.resizing.made.remove(&c.name);
+                self.resizing.unkept = true;
+                continue;
+            }
             let wanted = c.resources.clone().unwrap_or_default();
             let last = kept.as_ref().and_then(|kept| kept.containers.get(&c.name)).cloned();
             match (actual.given(i), last) {
@@ -186,12 +198,24 @@ impl Actor {
         }
     }
 
+    /// An instance of `c` is about to be made.
+    pub(super) fn note_made(&mut self, c: &Container, restart_count: u32) {
+        let with = c.resources.clone().unwrap_or_default();
+        self.resizing.made.insert(c.name.clone(), (restart_count, with));
+    }
+
     /// Carries out what the containers need that run on.
     pub(super) async fn resize(&mut self, desired: &Desired) -> Result<(), Failure> {
         let began = Instant::now();
         let (needs, actual) = (self.resizing.needs.clone(), self.resizing.actual.clone());
         let resized = self.steps.resize(&desired.pod, &self.seen, &needs, &actual).await;
         (self.resizing.stale, self.resizing.looks) = (true, LOOKS);
+        // What was begun may have been taken in part: what the runtime tells decides, where it tells.
+        for i in self.seen.containers.iter().filter(|i| resized.begun.contains(&i.id)) {
+            if actual.given(i).is_some() {
+                self.resizing.actual.actuated.remove(&i.id);
+            }
+        }
         for (name, id) in &resized.done {
             let c = allocation::sized(&desired.pod).find(|c| c.name == *name);
             let taken = c.and_then(|c| c.resources.clone()).unwrap_or_default();

@@ -89,22 +89,21 @@ fn need(pod: &Pod, c: &Container, i: &Instance, actual: &Actual, facts: &NodeFac
         return None;
     }
     let target = Given::of(&limits::container_resources(pod, c, facts));
-    let (memory, cpu) = match (actual.given(i), actuated) {
-        (Some(given), _) => (!same_memory(&target, &given), !same_cpu(&target, &given, facts)),
-        // Nobody tells: what was asked for last is the best that is known.
-        (None, Some(last)) => {
-            let mut then = c.clone();
-            then.resources = Some(last.clone());
-            let last = Given::of(&limits::container_resources(pod, &then, facts));
-            (!same_memory(&target, &last), !same_cpu(&target, &last, facts))
-        }
-        (None, None) => return None,
-    };
+    let last = actuated.map(|last| {
+        let mut then = c.clone();
+        then.resources = Some(last.clone());
+        Given::of(&limits::container_resources(pod, &then, facts))
+    });
+    let differ = |has: &Given| (!same_memory(&target, has), !same_cpu(&target, has, facts));
+    // Where nobody tells, what was asked for last is the best that is known.
+    let (memory, cpu) = differ(&actual.given(i).or(last)?);
+    // A runtime that tells something else than it was asked for has nothing restarted.
+    let (memory_asked, cpu_asked) = last.as_ref().map_or((false, false), differ);
     let restarts = |name: &str| {
         let policies = c.resize_policy.iter().flatten();
         policies.filter(|p| p.resource_name == name).any(|p| p.restart_policy == "RestartContainer")
     };
-    if memory && restarts("memory") || cpu && restarts("cpu") {
+    if memory && memory_asked && restarts("memory") || cpu && cpu_asked && restarts("cpu") {
         return Some(Need::Restart);
     }
     // Only what it requests of memory: no limit of the kernel's, but the kernel's choice when there is none left.

@@ -15,6 +15,8 @@ use cri::v1;
 pub struct Resized {
     /// Containers that the runtime has taken the new values for: name and id.
     pub done: Vec<(String, String)>,
+    /// The ids of those that it was asked about, whatever came of it.
+    pub begun: Vec<String>,
     /// Why the rest is still to be done.
     pub error: Option<String>,
 }
@@ -65,7 +67,15 @@ impl Steps {
     /// Does what `needs` says for the containers that run on.
     pub async fn resize(&mut self, pod: &Pod, seen: &Observed, needs: &Needs, actual: &Actual) -> Resized {
         let mut resized = Resized::default();
-        resized.error = self.resize_all(pod, seen, needs, actual, &mut resized.done).await.err();
+        resized.error = self.resize_all(pod, seen, needs, actual, &mut resized).await.err();
+        if resized.error.is_some() {
+            // Some of it may have been done: what is so is read, not remembered. Of what protects memory nobody tells.
+            let before = self.limits.take();
+            self.adopt_limits(pod);
+            if let (Some(has), Some(before)) = (self.limits.as_mut(), before) {
+                (has.memory_min, has.memory_low) = (before.memory_min, before.memory_low);
+            }
+        }
         resized
     }
 
@@ -75,7 +85,7 @@ impl Steps {
         seen: &Observed,
         needs: &Needs,
         actual: &Actual,
-        done: &mut Vec<(String, String)>,
+        resized: &mut Resized,
     ) -> Result<(), String> {
         // An agent that is killed from here on must know what it had promised.
         self.rooms.allocated.flush().await?;
@@ -107,9 +117,10 @@ impl Steps {
                 }
                 Deed::Container(index, linux) => {
                     let update = &updates[*index];
+                    resized.begun.push(update.id.clone());
                     self.update(&update.id, linux.clone()).await?;
                     if last(*index) == Some(n) {
-                        done.push((update.name.clone(), update.id.clone()));
+                        resized.done.push((update.name.clone(), update.id.clone()));
                     }
                 }
             }

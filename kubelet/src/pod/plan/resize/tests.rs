@@ -108,6 +108,11 @@ fn nothing_is_done_again_that_is_so_by_what_anybody_tells() {
     // The runtime took it and tells something else, or nothing.
     assert_eq!(need_of(&new, restart.clone(), &running(Some(&old)), &actuated(&new)), None);
     assert_eq!(need_of(&new, restart.clone(), &running(None), &actuated(&new)), None);
+    // It is not known what it was asked for: what the runtime tells restarts nothing.
+    let update = Some(Need::Update { memory: true, cpu: true });
+    assert_eq!(need_of(&new, restart.clone(), &running(Some(&old)), &Actual::default()), update);
+    let cpu_alone = need_of(&amounts("2", "1Gi"), restart.clone(), &running(Some(&new)), &actuated(&old));
+    assert_eq!(cpu_alone, Some(Need::Update { memory: true, cpu: false }), "its memory was not to change");
     // Nobody knows anything: what runs is left alone.
     assert_eq!(need_of(&new, restart, &running(None), &Actual::default()), None);
 }
