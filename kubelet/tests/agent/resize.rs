@@ -543,7 +543,15 @@ async fn resources_of_the_pod_as_a_whole_change_in_its_cgroup_alone() {
 async fn an_agent_killed_at_any_call_of_a_resize_ends_it_and_restarts_nothing() {
     let pair =
         |generation, n: u32| of("u", generation, json!([sized("a", 100 * n, 64 * n), sized("b", 100, 64)]));
-    for restarts in [false, true] {
+    let points = [
+        (false, "UpdateContainerResources", 1),
+        (false, "UpdateContainerResources", 2),
+        (true, "StopContainer", 1),
+        (true, "CreateContainer", 1),
+        (true, "StartContainer", 1),
+    ];
+    for ((restarts, call, nth), before) in points.into_iter().flat_map(|p| [(p, true), (p, false)]) {
+        let what = format!("killed at {call} {nth} (before: {before}, restarts: {restarts})");
         let asked = |generation, n| {
             let mut pod = pair(generation, n);
             if restarts {
@@ -553,52 +561,32 @@ async fn an_agent_killed_at_any_call_of_a_resize_ends_it_and_restarts_nothing() 
             }
             pod
         };
-        for call in ["UpdateContainerResources", "StopContainer", "CreateContainer", "StartContainer"] {
-            for nth in 1..=2 {
-                for before in [true, false] {
-                    let node = Node::new();
-                    let agent = node.start_synced(&[asked(1, 1)]).await;
-                    agent.until_ready("u").await;
-                    let b = node.instances("u", "b")[0].id.clone();
-                    let done = node.count(call);
-                    let fault = if before { Fault::hang(call) } else { Fault::hang_answer(call) };
-                    // Those before it go through.
-                    let pass_first = node.fake.fault(Fault::delay(call, SECOND).times(nth - 1));
-                    agent.put(&asked(2, 2)).await;
-                    if nth > 1 {
-                        agent
-                            .until("the first is under way or none is", || {
-                                pass_first.hits() > 0
-                                    || in_progress(&agent, "u").is_none()
-                                        && told(&agent, "u", "a").1["cpu"] == "200m"
-                            })
-                            .await;
-                    }
-                    node.fake.fault(fault.once());
-                    pass(3 * SECOND).await;
-                    let reached = node.count(call) - done;
-                    agent.kill().await;
-                    let agent = node.start_synced(&[asked(2, 2)]).await;
-                    until_settled(&agent, "u", &sized("a", 200, 128)).await;
-                    agent.until_ready("u").await;
-                    pass(60 * SECOND).await;
-                    let what = format!(
-                        "killed at {call} {nth} (before: {before}, restarts: {restarts}, reached {reached})"
-                    );
-                    assert_eq!(has(&node, "u", "a"), (204, 256), "{what}");
-                    assert_eq!(
-                        (has(&node, "u", "b"), node.running().contains(&b)),
-                        ((102, 128), true),
-                        "{what}"
-                    );
-                    let instances = node.instances("u", "a");
-                    let runs = instances.iter().filter(|c| c.started_at != 0).count();
-                    assert_eq!(runs, if restarts { 2 } else { 1 }, "{what}: {instances:#?}");
-                    assert_eq!(in_progress(&agent, "u"), None, "{what}");
-                    node.witness.assert_never_two();
-                }
-            }
+        let node = Node::new();
+        let agent = node.start_synced(&[asked(1, 1)]).await;
+        agent.until_ready("u").await;
+        let b = node.instances("u", "b")[0].id.clone();
+        // Those before it go through.
+        let first = node.fake.fault(Fault::delay(call, SECOND).times(nth - 1));
+        agent.put(&asked(2, 2)).await;
+        if nth > 1 {
+            agent.until("the first is under way", || first.hits() == nth - 1).await;
         }
+        let fault = if before { Fault::hang(call) } else { Fault::hang_answer(call) };
+        let fault = node.fake.fault(fault.once());
+        pass(3 * SECOND).await;
+        assert_eq!(fault.hits(), 1, "{what}");
+        agent.kill().await;
+        let agent = node.start_synced(&[asked(2, 2)]).await;
+        until_settled(&agent, "u", &sized("a", 200, 128)).await;
+        agent.until_ready("u").await;
+        pass(60 * SECOND).await;
+        assert_eq!(has(&node, "u", "a"), (204, 256), "{what}");
+        assert_eq!((has(&node, "u", "b"), node.running().contains(&b)), ((102, 128), true), "{what}");
+        let instances = node.instances("u", "a");
+        let runs = instances.iter().filter(|c| c.started_at != 0).count();
+        assert_eq!(runs, if restarts { 2 } else { 1 }, "{what}: {instances:#?}");
+        assert_eq!(in_progress(&agent, "u"), None, "{what}");
+        node.witness.assert_never_two();
     }
 }
 

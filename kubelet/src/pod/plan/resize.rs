@@ -267,7 +267,8 @@ fn containers(
     let endless = |n: i64| if n <= 0 { i64::MAX } else { n };
     let grows = |u: &Update| {
         let (target, given) = amounts(u);
-        endless(target) > endless(given.unwrap_or(0))
+        // Of whom nothing is known grows, for all that anybody knows.
+        u.given.is_none() || endless(target) > endless(given.unwrap_or(0))
     };
     let mut all: Vec<(bool, usize)> =
         updates.iter().enumerate().filter(|(_, u)| concerned(u)).map(|(i, u)| (grows(u), i)).collect();

@@ -118,8 +118,8 @@ impl Steps {
                 Deed::Container(index, linux) => {
                     let update = &updates[*index];
                     resized.begun.push(update.id.clone());
-                    self.update(&update.id, linux.clone()).await?;
-                    if last(*index) == Some(n) {
+                    let taken = self.update(&update.id, linux.clone()).await?;
+                    if taken && last(*index) == Some(n) {
                         resized.done.push((update.name.clone(), update.id.clone()));
                     }
                 }
@@ -225,13 +225,21 @@ impl Steps {
         }
     }
 
-    async fn update(&self, id: &str, linux: v1::LinuxContainerResources) -> Result<(), String> {
+    /// False where the container has ended meanwhile: the next look at the pod tells what follows.
+    async fn update(&self, id: &str, linux: v1::LinuxContainerResources) -> Result<bool, String> {
         let request = v1::UpdateContainerResourcesRequest {
             container_id: id.to_owned(),
             linux: Some(linux),
             ..v1::UpdateContainerResourcesRequest::default()
         };
-        self.rooms.runtime.update_container_resources(request).await.map_err(|error| error.rpc_text())
+        let runtime = &self.rooms.runtime;
+        let Err(error) = runtime.update_container_resources(request).await else { return Ok(true) };
+        let running = v1::ContainerState::ContainerRunning;
+        let ended = match runtime.container_status(id, false).await {
+            Ok(answer) => answer.status.is_some_and(|s| s.state() != running),
+            Err(error) => error.kind == cri::Kind::NotFound,
+        };
+        if ended { Ok(false) } else { Err(error.rpc_text()) }
     }
 }
 
