@@ -83,14 +83,9 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(2);
 
-    fn after(
-        seconds: u64,
-        says: Result<u32, &'static str>,
-    ) -> impl Future<Output = Result<u32, String>> + Send {
-        async move {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            says.map_err(str::to_owned)
-        }
+    async fn after(seconds: u64, says: Result<u32, &'static str>) -> Result<u32, String> {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        says.map_err(str::to_owned)
     }
 
     async fn ask(of: &Answer<u32>, takes: u64, says: Result<u32, &'static str>) -> (Option<u32>, Duration) {
